@@ -1,0 +1,47 @@
+"""What a family file provides: the way from a config or GGUF header to a spec, and its names.
+
+`Header` is what a GGUF file says before its weights; a family reads facts from the metadata and,
+where llama.cpp does, from the presence and shape of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from halfbyte.families.fields import Fields
+from halfbyte.families.names import Name
+from halfbyte.specs import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """A GGUF header: metadata, tensor shapes (rows first), and the rope divisors if stored."""
+
+    metadata: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    rope_divisors: tuple[float, ...] | None = None
+
+    def fields(self) -> Fields:
+        """The metadata of this architecture, without its prefix."""
+        return Fields(self.metadata, prefix=f"{self.metadata['general.architecture']}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One family of models. `model_types` are config.json's, `architectures` are GGUF's.
+
+    `prefixes`: what stands before the names of the text model in a Hugging Face checkpoint.
+    `ignored`: prefixes (after none of the above) of tensors a text model has no use for.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    from_config: Callable[[Mapping[str, Any]], ModelSpec]
+    from_header: Callable[[Header], ModelSpec]
+    to_metadata: Callable[[ModelSpec], dict[str, Any]]
+    names: Callable[[ModelSpec], dict[str, Name]]
+    ignored: tuple[str, ...] = field(default=())

@@ -1,0 +1,214 @@
+"""Llama 2 and 3, Mistral, Qwen 2: pre-norm, rotary, grouped-query, SwiGLU.
+
+The differences are data: Qwen 2 has biases on q, k and v; Llama 3 scales its rope; Mistral 0.1 has
+a sliding window. GGUF keeps the q and k rows of arch `llama` in rotated-pair order, those of arch
+`qwen2` in halves (llama.cpp's converters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from halfbyte.errors import IntegrityError, UnsupportedError
+from halfbyte.families.family import Family, Header
+from halfbyte.families.fields import Fields
+from halfbyte.families.names import COMMON, Name, expand
+from halfbyte.families.rope import rope_of
+from halfbyte.specs import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, RopeSpec
+
+PAIRED = frozenset({".attn.q.weight", ".attn.k.weight", ".attn.q.bias", ".attn.k.bias"})
+
+
+def from_config(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a llama, mistral or qwen2 config.json."""
+    fields = Fields(config)
+    kind = config["model_type"]
+    if fields.get("hidden_act", "silu") != "silu":
+        raise UnsupportedError(f"activation '{config['hidden_act']}' in a {kind} model")
+    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    head_dim = fields.integer("head_dim", hidden // heads)
+    rope = _config_rope(fields, head_dim)
+    windows = _config_windows(fields, kind)
+    biased = kind == "qwen2" or fields.flag("attention_bias")
+    layers = tuple(
+        LayerSpec(
+            attention=AttentionSpec(
+                heads=heads,
+                kv_heads=_kv_heads(fields, heads),
+                head_dim=head_dim,
+                rope=rope,
+                scale=head_dim**-0.5,
+                window=window,
+                qkv_bias=biased,
+                output_bias=biased and kind != "qwen2",
+            ),
+            mlp=MLPSpec(
+                width=fields.integer("intermediate_size"),
+                activation="silu",
+                bias=fields.flag("mlp_bias"),
+            ),
+        )
+        for window in windows
+    )
+    return ModelSpec(
+        family="llama",
+        architecture="qwen2" if kind == "qwen2" else "llama",
+        hidden=hidden,
+        vocab=fields.integer("vocab_size"),
+        context=fields.integer("max_position_embeddings"),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        tied_head=fields.flag("tie_word_embeddings"),
+        layers=layers,
+    )
+
+
+def _kv_heads(fields: Fields, heads: int) -> int:
+    kv_heads = fields.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise IntegrityError(f"{heads} heads cannot share {kv_heads} key/value heads evenly")
+    return kv_heads
+
+
+def _config_rope(fields: Fields, head_dim: int) -> RopeSpec:
+    scaling = fields.table("rope_parameters" if fields.get("rope_parameters") else "rope_scaling")
+    if scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1.0:
+        raise UnsupportedError("a partial rotary factor in the llama family")
+    return rope_of(scaling, head_dim, fields.number("rope_theta", 10000.0))
+
+
+def _config_windows(fields: Fields, kind: str) -> list[int | None]:
+    """The window of every layer. Llama has none; Qwen 2 only with `use_sliding_window`."""
+    count = fields.integer("num_hidden_layers")
+    on = kind == "mistral" or (kind == "qwen2" and fields.flag("use_sliding_window"))
+    window = fields.get("sliding_window") if on else None
+    if window is None:
+        return [None] * count
+    window = fields.integer("sliding_window")
+    types = fields.sequence("layer_types")
+    if types is not None:
+        if len(types) != count:
+            raise IntegrityError(f"layer_types names {len(types)} of {count} layers")
+        return [window if name == "sliding_attention" else None for name in types]
+    first = fields.count("max_window_layers", 0) if kind == "qwen2" else 0
+    return [window if index >= first else None for index in range(count)]
+
+
+def from_header(header: Header) -> ModelSpec:
+    """The spec of a GGUF of architecture llama or qwen2."""
+    fields = header.fields()
+    if fields.count("expert_count", 0):
+        raise UnsupportedError("a mixture of experts in the llama family")
+    hidden, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
+    head_dim = fields.integer("attention.key_length", hidden // heads)
+    if fields.integer("rope.dimension_count", head_dim) != head_dim:
+        raise UnsupportedError("a partial rotary factor in the llama family")
+    rope = _header_rope(header, fields, head_dim)
+    count = fields.integer("block_count")
+    widths = fields.per_layer("feed_forward_length", count)
+    kv_heads = fields.integer("attention.head_count_kv", heads)
+    window = fields.get("attention.sliding_window")
+    layers = tuple(
+        LayerSpec(
+            attention=AttentionSpec(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                rope=rope,
+                scale=head_dim**-0.5,
+                window=None if window is None else fields.integer("attention.sliding_window"),
+                qkv_bias=f"blk.{index}.attn_q.bias" in header.shapes,
+                output_bias=f"blk.{index}.attn_output.bias" in header.shapes,
+            ),
+            mlp=MLPSpec(
+                width=width,
+                activation="silu",
+                bias=f"blk.{index}.ffn_gate.bias" in header.shapes,
+            ),
+        )
+        for index, width in enumerate(widths)
+    )
+    return ModelSpec(
+        family="llama",
+        architecture=str(header.metadata["general.architecture"]),
+        hidden=hidden,
+        vocab=header.shapes["token_embd.weight"][0],
+        context=fields.integer("context_length"),
+        norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        tied_head="output.weight" not in header.shapes,
+        layers=layers,
+    )
+
+
+def _header_rope(header: Header, fields: Fields, head_dim: int) -> RopeSpec:
+    theta = fields.number("rope.freq_base", 10000.0)
+    kind = fields.get("rope.scaling.type", "none")
+    if header.rope_divisors is not None:
+        return RopeSpec(theta=theta, divisors=header.rope_divisors, scaling="stored in the file")
+    if kind == "linear":
+        factor = fields.number("rope.scaling.factor")
+        divisors = (factor,) * (head_dim // 2)
+        return RopeSpec(theta=theta, divisors=divisors, scaling=f"linear, factor {factor:g}")
+    if kind != "none":
+        raise UnsupportedError(f"rope scaling '{kind}'", hint="known: none, linear, stored divisors")
+    return RopeSpec(theta=theta)
+
+
+def to_metadata(spec: ModelSpec) -> dict[str, Any]:
+    """The GGUF metadata of this spec, without the architecture's prefix."""
+    layer = spec.layers[0]
+    attention = layer.attention
+    metadata: dict[str, Any] = {
+        "context_length": spec.context,
+        "embedding_length": spec.hidden,
+        "block_count": len(spec.layers),
+        "feed_forward_length": layer.mlp.width,
+        "attention.head_count": attention.heads,
+        "attention.head_count_kv": attention.kv_heads,
+        "attention.key_length": attention.head_dim,
+        "attention.value_length": attention.head_dim,
+        "attention.layer_norm_rms_epsilon": spec.norm_eps,
+        "rope.dimension_count": attention.head_dim,
+        "rope.freq_base": attention.rope.theta,
+        "vocab_size": spec.vocab,
+    }
+    if len(spec.windows) > 1 or any(
+        item.attention.window != attention.window for item in spec.layers
+    ):
+        raise UnsupportedError(f"windows that differ by layer in a GGUF of '{spec.architecture}'")
+    if attention.window is not None:
+        metadata["attention.sliding_window"] = attention.window
+    if attention.rope.linear_factor is not None:
+        metadata["rope.scaling.type"] = "linear"
+        metadata["rope.scaling.factor"] = attention.rope.linear_factor
+    elif attention.rope.divisors is not None and spec.architecture != "llama":
+        raise UnsupportedError(f"rope scaling in a GGUF of '{spec.architecture}'")
+    return metadata
+
+
+def names(spec: ModelSpec) -> dict[str, Name]:
+    """The name table of this spec."""
+    return expand(spec, COMMON_LLAMA, paired=PAIRED if spec.architecture == "llama" else frozenset())
+
+
+COMMON_LLAMA = (
+    *COMMON,
+    (
+        "layers.{i}.mlp_norm.weight",
+        "layers.{i}.post_attention_layernorm.weight",
+        "blk.{i}.ffn_norm.weight",
+    ),
+)
+
+FAMILY = Family(
+    name="llama",
+    model_types=("llama", "mistral", "qwen2"),
+    architectures=("llama", "qwen2"),
+    prefixes=("model.", ""),
+    from_config=from_config,
+    from_header=from_header,
+    to_metadata=to_metadata,
+    names=names,
+    ignored=("rotary_emb.inv_freq",),
+)
+

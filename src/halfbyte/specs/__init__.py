@@ -1,0 +1,32 @@
+"""Frozen facts: what a model is, how a tensor is stored, what a caller asked for.
+
+Standard library only. All byte arithmetic lives on this floor, so that a plan can be made
+without torch and without the weights.
+"""
+
+from halfbyte.specs.model import (
+    AttentionSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelSpec,
+    RopeSpec,
+    TensorSpec,
+)
+from halfbyte.specs.request import Request, SamplingParams
+from halfbyte.specs.scheme import SCHEMES, Recipe, Scheme, recipe_of, scheme_of
+
+__all__ = [
+    "SCHEMES",
+    "AttentionSpec",
+    "LayerSpec",
+    "MLPSpec",
+    "ModelSpec",
+    "Recipe",
+    "Request",
+    "RopeSpec",
+    "SamplingParams",
+    "Scheme",
+    "TensorSpec",
+    "recipe_of",
+    "scheme_of",
+]

@@ -1,0 +1,175 @@
+"""What a model *is*, as numbers: one `ModelSpec` per model, a `LayerSpec` per layer.
+
+The decoder, the loader, the planner and the writers read this and nothing else; a family file
+produces it from a config.json or from GGUF metadata. It names every tensor of the model with its
+shape (`ModelSpec.tensors`), which is the ground truth for parameter counts, loading and recipes.
+
+It is not a configuration of the run: context in use, cache types and devices live elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import isinf, prod
+from typing import Literal
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeSpec:
+    """Rotary positions of one kind of layer.
+
+    The rotation of pair `i` (of `head_dim / 2`) by position `p` is the angle
+    `p * theta ** (-2 i / head_dim) / divisors[i]`; pairs are `(i, i + head_dim / 2)`.
+    Every published scaling (linear, llama3, proportional) is a list of divisors. An infinite
+    divisor leaves the pair unrotated. `scaling` says in words where the divisors come from; it
+    takes no part in comparisons.
+    """
+
+    theta: float
+    divisors: tuple[float, ...] | None = None
+    scaling: str = field(default="none", compare=False)
+
+    @property
+    def linear_factor(self) -> float | None:
+        """The one divisor of all pairs, if they share one; positions are scaled by its inverse."""
+        if self.divisors is None or len(set(self.divisors)) > 1 or isinf(self.divisors[0]):
+            return None
+        return self.divisors[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpec:
+    """One layer's attention. Query head `h` reads key/value head `h // (heads // kv_heads)`.
+
+    `window` is the number of positions a query sees including its own; None is all of them.
+    `shares_kv` means there is no value projection: the value is the raw key projection
+    (before `key_norm` and before the rotation), normed without a weight if `value_norm`.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: RopeSpec
+    scale: float
+    window: int | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    value_norm: bool = False
+    shares_kv: bool = False
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLPSpec:
+    """A gated MLP: `down(activation(gate(x)) * up(x))`, inner width `width`."""
+
+    width: int
+    activation: Activation
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One decoder layer: norm, attention, residual, norm, MLP, residual.
+
+    `post_norms`: the output of attention and of the MLP is normed before it joins the residual.
+    `scalar`: the hidden state is multiplied by one stored number at the end of the layer.
+    """
+
+    attention: AttentionSpec
+    mlp: MLPSpec
+    post_norms: bool = False
+    scalar: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One stored tensor: our name and its shape, rows first (`[outputs, inputs]`)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A decoder-only language model. `embed_scale` multiplies the embedding of every token."""
+
+    family: str
+    architecture: str
+    hidden: int
+    vocab: int
+    context: int
+    norm_eps: float
+    tied_head: bool
+    layers: tuple[LayerSpec, ...]
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    def tensors(self) -> Iterator[TensorSpec]:
+        """Every tensor the model stores, in the order of the forward pass."""
+        yield TensorSpec(name="embed.weight", shape=(self.vocab, self.hidden))
+        for index, layer in enumerate(self.layers):
+            for name, shape in _layer_tensors(layer, self.hidden):
+                yield TensorSpec(name=f"layers.{index}.{name}", shape=shape)
+        yield TensorSpec(name="norm.weight", shape=(self.hidden,))
+        if not self.tied_head:
+            yield TensorSpec(name="head.weight", shape=(self.vocab, self.hidden))
+
+    @property
+    def parameters(self) -> int:
+        """Stored numbers; a tied head counts once, layer scalars count."""
+        return sum(tensor.count for tensor in self.tensors())
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The distinct sliding windows, ascending; empty when every layer sees everything."""
+        windows = {layer.attention.window for layer in self.layers}
+        return tuple(sorted(window for window in windows if window is not None))
+
+
+def _layer_tensors(layer: LayerSpec, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    attention, mlp = layer.attention, layer.mlp
+    yield "attn_norm.weight", (hidden,)
+    yield "attn.q.weight", (attention.query_width, hidden)
+    if attention.qkv_bias:
+        yield "attn.q.bias", (attention.query_width,)
+    for part in ("k",) if attention.shares_kv else ("k", "v"):
+        yield f"attn.{part}.weight", (attention.kv_width, hidden)
+        if attention.qkv_bias:
+            yield f"attn.{part}.bias", (attention.kv_width,)
+    if attention.qk_norm:
+        yield "attn.q_norm.weight", (attention.head_dim,)
+        yield "attn.k_norm.weight", (attention.head_dim,)
+    yield "attn.o.weight", (hidden, attention.query_width)
+    if attention.output_bias:
+        yield "attn.o.bias", (hidden,)
+    if layer.post_norms:
+        yield "attn_post_norm.weight", (hidden,)
+    yield "mlp_norm.weight", (hidden,)
+    for part, shape in (
+        ("gate", (mlp.width, hidden)),
+        ("up", (mlp.width, hidden)),
+        ("down", (hidden, mlp.width)),
+    ):
+        yield f"mlp.{part}.weight", shape
+        if mlp.bias:
+            yield f"mlp.{part}.bias", shape[:1]
+    if layer.post_norms:
+        yield "mlp_post_norm.weight", (hidden,)
+    if layer.scalar:
+        yield "scalar", (1,)

@@ -1,0 +1,34 @@
+"""Shared fixtures. Tests that need the shared data skip with a clear reason when it is absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _shared(*parts: str) -> Path:
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs the shared test data: {path} is absent")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real texts, tokenizers and golden files (see its INDEX.md)."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma4() -> Path:
+    """A trained 8 M parameter checkpoint with the 12B's architecture."""
+    return _shared("models", "tiny-gemma4")
+
+
+@pytest.fixture(scope="session")
+def stories260k() -> Path:
+    """A real Llama of 260 thousand parameters; its FFN width is 172."""
+    return _shared("models", "stories260K")
