@@ -32,7 +32,9 @@ def spec_of(facts: Mapping[str, Any] | Header) -> ModelSpec:
             if architecture in family.architectures:
                 return family.from_header(facts)
         known = ", ".join(name for family in FAMILIES for name in family.architectures)
-        raise UnsupportedError(f"unknown GGUF architecture '{architecture}'", hint=f"known: {known}")
+        raise UnsupportedError(
+            f"unknown GGUF architecture '{architecture}'", hint=f"known: {known}"
+        )
     if "model_type" not in facts:
         raise IntegrityError("the field 'model_type' is missing")
     kind = str(facts["model_type"])

@@ -85,4 +85,6 @@ class Fields:
 
     def _wrong(self, key: str, value: Any, wanted: str) -> IntegrityError:
         shown = repr(value)
-        return IntegrityError(f"the field '{self.prefix + key}' is {shown[:60]}; it must be {wanted}")
+        return IntegrityError(
+            f"the field '{self.prefix + key}' is {shown[:60]}; it must be {wanted}"
+        )

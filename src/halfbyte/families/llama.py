@@ -150,7 +150,9 @@ def _header_rope(header: Header, fields: Fields, head_dim: int) -> RopeSpec:
         divisors = (factor,) * (head_dim // 2)
         return RopeSpec(theta=theta, divisors=divisors, scaling=f"linear, factor {factor:g}")
     if kind != "none":
-        raise UnsupportedError(f"rope scaling '{kind}'", hint="known: none, linear, stored divisors")
+        raise UnsupportedError(
+            f"rope scaling '{kind}'", hint="known: none, linear, stored divisors"
+        )
     return RopeSpec(theta=theta)
 
 
@@ -188,7 +190,9 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
 
 def names(spec: ModelSpec) -> dict[str, Name]:
     """The name table of this spec."""
-    return expand(spec, COMMON_LLAMA, paired=PAIRED if spec.architecture == "llama" else frozenset())
+    return expand(
+        spec, COMMON_LLAMA, paired=PAIRED if spec.architecture == "llama" else frozenset()
+    )
 
 
 COMMON_LLAMA = (
@@ -211,4 +215,3 @@ FAMILY = Family(
     names=names,
     ignored=("rotary_emb.inv_freq",),
 )
-

@@ -25,7 +25,9 @@ def rope_of(fields: Fields, head_dim: int, theta: float) -> RopeSpec:
         return RopeSpec(theta=theta)
     if kind == "linear":
         factor = fields.number("factor")
-        return RopeSpec(theta=theta, divisors=(factor,) * half, scaling=f"linear, factor {factor:g}")
+        return RopeSpec(
+            theta=theta, divisors=(factor,) * half, scaling=f"linear, factor {factor:g}"
+        )
     if kind == "llama3":
         return _llama3(fields, head_dim, theta)
     if kind == "proportional":

@@ -59,9 +59,7 @@ class Request:
             raise InvalidInputError(f"max_tokens is {self.max_tokens}; it must be at least 1")
 
 
-def _within(
-    name: str, value: float, low: float, high: float, *, open_low: bool = False
-) -> None:
+def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     inside = (low < value if open_low else low <= value) and value <= high
     if not isfinite(value) or not inside:
         bracket = "(" if open_low else "["
