@@ -191,11 +191,11 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
 def names(spec: ModelSpec) -> dict[str, Name]:
     """The name table of this spec."""
     return expand(
-        spec, COMMON_LLAMA, paired=PAIRED if spec.architecture == "llama" else frozenset()
+        spec, ROWS, paired=PAIRED if spec.architecture == "llama" else frozenset()
     )
 
 
-COMMON_LLAMA = (
+ROWS = (
     *COMMON,
     (
         "layers.{i}.mlp_norm.weight",
