@@ -37,7 +37,7 @@ class Fields:
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number in [0, 2^31)."""
         value = self._required(key, default)
-        return 0 if value == 0 and value is not False else self.integer(key, default)
+        return 0 if type(value) is int and value == 0 else self.integer(key, default)
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""

@@ -1,0 +1,161 @@
+"""The contract of an op set: which ops there are, their shapes, and what they guarantee.
+
+One decoder is written against these ops and does no arithmetic of its own; an op set may run them
+at once (reference) or record them into a program that is replayed (native). Arrays are the op
+set's own and opaque to the decoder. What a row of activations *is* (f32, bf16, int8 inside a
+linear) is the op set's affair; its accuracy against the reference is stated by each op set.
+
+Shapes: R rows of the batch, H hidden, N query heads, G key/value heads, D head dim, F inner width,
+V vocabulary.
+
+Determinism. The result of a row depends on its sequence alone: not on how many rows or sequences
+run with it, on chunking, on the ring's offset, on the pages, or on the thread count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import Activation, AttentionSpec
+
+Array = Any
+KVType = Literal["f32", "bf16", "q8_0"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """`count` rows of the batch that are positions `[start, start + count)` of one sequence.
+
+    In a layer that sees everything, position `p` is kept in cell
+    `pages[p // page_len] * page_len + p % page_len`; in a sliding layer in cell
+    `ring * ring_len + p % ring_len`. The keys of `[0, start)` (those not yet overwritten) are there.
+    """
+
+    start: int
+    count: int
+    pages: Sequence[int]
+    ring: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The rows of one forward: their tokens, and the spans they form, in order."""
+
+    token_ids: Sequence[int]
+    spans: Sequence[Span]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVLayout:
+    """The cells of one layer's cache: `num_cells` positions of G x D keys and values.
+
+    `stride` is the length of a page (`sliding` False) or of a ring (`sliding` True).
+    """
+
+    num_cells: int
+    stride: int
+    sliding: bool
+    kv_heads: int
+    head_dim: int
+    kind: KVType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A packed weight [outputs, inputs] and an optional packed bias [outputs]."""
+
+    weight: Array
+    bias: Array | None = None
+
+
+class OpSet(Protocol):
+    """About a dozen ops. Every op takes and returns the op set's own arrays."""
+
+    name: str
+
+    def refuses(self, q: QTensor) -> str | None:
+        """Why this op set cannot run a tensor stored like this; None if it can."""
+        ...
+
+    def pack(self, q: QTensor) -> Array:
+        """The op set's own layout of a stored tensor. Exact, and reversible by `unpack`."""
+        ...
+
+    def unpack(self, packed: Array) -> QTensor:
+        """The stored tensor again, bit for bit."""
+        ...
+
+    def new_kv(self, layout: KVLayout) -> Array:
+        """An empty cache of one layer."""
+        ...
+
+    def embed(self, rows: Rows, table: Array, scale: float) -> Array:
+        """[R, H]: the table's row of every token, times `scale`."""
+        ...
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
+        """[R, H]: `x / sqrt(mean(x^2) + eps) * weight`, in f32."""
+        ...
+
+    def linear(self, x: Array, linear: Linear) -> Array:
+        """[R, outputs]: `x @ weight.T + bias`."""
+        ...
+
+    def rope_and_store(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        q_norm: Array | None,
+        k_norm: Array | None,
+        attention: AttentionSpec,
+        eps: float,
+        rows: Rows,
+        kv: Array,
+    ) -> Array:
+        """Norms per head, rotates by position, writes keys and values to the cache.
+
+        q [R, N * D], k and v [R, G * D] straight from the projections; `v` may be `k` itself.
+        Returns the rotated queries [R, N * D].
+        """
+        ...
+
+    def attend(self, q: Array, *, attention: AttentionSpec, rows: Rows, kv: Array) -> Array:
+        """[R, N * D]: causal softmax attention of every row over its own sequence's cache."""
+        ...
+
+    def residual(
+        self,
+        x: Array,
+        update: Array,
+        *,
+        norm: Array | None = None,
+        eps: float = 0.0,
+        scalar: Array | None = None,
+    ) -> Array:
+        """[R, H]: `(x + update) * scalar`, the update normed first when `norm` is given."""
+        ...
+
+    def gated_mlp(
+        self, x: Array, *, gate: Linear, up: Linear, down: Linear, activation: Activation
+    ) -> Array:
+        """[R, H]: `down(activation(gate(x)) * up(x))`."""
+        ...
+
+    def select(self, x: Array, index: Sequence[int]) -> Array:
+        """[len(index), H]: the rows named, in that order."""
+        ...
+
+    def logits(self, x: Array, head: Array, softcap: float | None) -> Array:
+        """[R, V]: `x @ head.T`, then `softcap * tanh(. / softcap)` if there is one. f32."""
+        ...
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """The array on the host, f32."""
+        ...

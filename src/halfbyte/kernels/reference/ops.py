@@ -1,0 +1,183 @@
+"""The reference ops, each as short as its definition.
+
+The determinism contract is kept by shape instead of by hand-written loops: every matrix product
+runs on tiles of exactly `ROW_TILE` rows, padded with zeros. One product therefore always has one
+shape, whatever the batch, and a library that orders the sum over K by shape gives a row the same
+bits everywhere. The price is wasted work at one row. With `exact_rows` off (training, whole-text
+evaluation) products run whole.
+
+Activations: "f32" as they are; "q8_0" rounds the input of every linear of a block scheme to int8
+per 32 with an fp16 scale, as the native kernels do; "bf16" rounds both operands to bf16.
+
+Weights stay packed; they are decoded once while the decoded total is within `decoded_bytes`, and at
+every use beyond that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from halfbyte.kernels.contract import KVLayout, Linear, Rows
+from halfbyte.kernels.reference.attention import ROW_TILE, attend_span
+from halfbyte.kernels.reference.kv import KV, ReferenceKV, fake_q8
+from halfbyte.kernels.reference.rope import rotate, rotation
+from halfbyte.numerics.codec import CODECS, decode
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import Activation, AttentionSpec
+
+Activations = Literal["f32", "q8_0", "bf16"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """A stored tensor, and its decoded form if that is kept."""
+
+    stored: QTensor
+    dense: Tensor | None = None
+
+
+class ReferenceOps:
+    """See the contract for the meaning and shapes of each op."""
+
+    name = "reference"
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        *,
+        activations: Activations = "f32",
+        exact_rows: bool = True,
+        decoded_bytes: int = 2**30,
+    ) -> None:
+        self.device = device
+        self.activations = activations
+        self.exact_rows = exact_rows
+        self._decoded_left = decoded_bytes
+
+    def refuses(self, q: QTensor) -> str | None:
+        return None if q.scheme.name in CODECS else f"no codec for {q.scheme.name}"
+
+    def pack(self, q: QTensor) -> Weight:
+        size = 4 * int(np.prod(q.shape))
+        if size > self._decoded_left:
+            return Weight(q)
+        self._decoded_left -= size
+        return Weight(q, decode(q, device=self.device))
+
+    def unpack(self, packed: Weight) -> QTensor:
+        return packed.stored
+
+    def new_kv(self, layout: KVLayout) -> ReferenceKV:
+        return ReferenceKV(layout, self.device)
+
+    def embed(self, rows: Rows, table: Weight, scale: float) -> Tensor:
+        ids = np.asarray(rows.token_ids, dtype=np.int64)
+        if table.dense is not None:
+            return table.dense[torch.from_numpy(ids).to(self.device)] * scale
+        return decode(table.stored.take_rows(ids), device=self.device) * scale
+
+    def rms_norm(self, x: Tensor, weight: Weight | None, eps: float) -> Tensor:
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        return normed if weight is None else normed * self._dense(weight)
+
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        weight: Weight = linear.weight
+        y = self._product(self._rounded(x, weight), self._dense(weight))
+        return y if linear.bias is None else y + self._dense(linear.bias)
+
+    def rope_and_store(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        q_norm: Weight | None,
+        k_norm: Weight | None,
+        attention: AttentionSpec,
+        eps: float,
+        rows: Rows,
+        kv: KV,
+    ) -> Tensor:
+        dim = attention.head_dim
+        q_RND, k_RGD, v_RGD = (part.unflatten(-1, (-1, dim)) for part in (q, k, v))
+        if q_norm is not None and k_norm is not None:
+            q_RND = self.rms_norm(q_RND, q_norm, eps)
+            k_RGD = self.rms_norm(k_RGD, k_norm, eps)
+        if attention.value_norm:
+            v_RGD = self.rms_norm(v_RGD, None, eps)
+        cos, sin = rotation(self._positions(rows), attention.rope, dim)
+        kv.write(rows, rotate(k_RGD, cos, sin), v_RGD)
+        return rotate(q_RND, cos, sin).flatten(-2)
+
+    def attend(self, q: Tensor, *, attention: AttentionSpec, rows: Rows, kv: KV) -> Tensor:
+        q_RND = q.unflatten(-1, (-1, attention.head_dim))
+        parts = q_RND.split([span.count for span in rows.spans])
+        mixed = [
+            attend_span(part, attention, span, kv, exact_rows=self.exact_rows)
+            for part, span in zip(parts, rows.spans, strict=True)
+        ]
+        return torch.cat(mixed).flatten(-2)
+
+    def residual(
+        self,
+        x: Tensor,
+        update: Tensor,
+        *,
+        norm: Weight | None = None,
+        eps: float = 0.0,
+        scalar: Weight | None = None,
+    ) -> Tensor:
+        x = x + (update if norm is None else self.rms_norm(update, norm, eps))
+        return x if scalar is None else x * self._dense(scalar)
+
+    def gated_mlp(
+        self, x: Tensor, *, gate: Linear, up: Linear, down: Linear, activation: Activation
+    ) -> Tensor:
+        gated = self.linear(x, gate)
+        if activation == "silu":
+            gated = functional.silu(gated)
+        else:
+            gated = functional.gelu(gated, approximate="tanh")
+        return self.linear(gated * self.linear(x, up), down)
+
+    def select(self, x: Tensor, index: Sequence[int]) -> Tensor:
+        return x[torch.tensor(list(index), dtype=torch.int64, device=x.device)]
+
+    def logits(self, x: Tensor, head: Weight, softcap: float | None) -> Tensor:
+        z = self.linear(x, Linear(weight=head))
+        return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+    def to_numpy(self, x: Tensor) -> np.ndarray:
+        return x.detach().to("cpu", torch.float32).numpy()
+
+    def _dense(self, weight: Weight) -> Tensor:
+        if weight.dense is not None:
+            return weight.dense
+        return decode(weight.stored, device=self.device)
+
+    def _rounded(self, x: Tensor, weight: Weight) -> Tensor:
+        if self.activations == "bf16":
+            return x.to(torch.bfloat16).to(torch.float32)
+        if self.activations == "q8_0" and weight.stored.scheme.block > 1:
+            return fake_q8(x)
+        return x
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.activations == "bf16":
+            weight = weight.to(torch.bfloat16).to(torch.float32)
+        if not self.exact_rows:
+            return x @ weight.T
+        padded = functional.pad(x, (0, 0, 0, -x.shape[0] % ROW_TILE))
+        tiles = [tile @ weight.T for tile in padded.split(ROW_TILE)]
+        return torch.cat(tiles)[: x.shape[0]]
+
+    def _positions(self, rows: Rows) -> Tensor:
+        spans = [torch.arange(span.start, span.start + span.count) for span in rows.spans]
+        return torch.cat(spans).to(self.device)

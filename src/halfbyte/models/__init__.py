@@ -1,0 +1,1 @@
+"""The one decoder, its cache, and how a source becomes a running model."""

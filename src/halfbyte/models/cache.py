@@ -1,0 +1,88 @@
+"""The cache of keys and values, and a sequence's share of it: its `Slot`, which can roll back.
+
+Layers that see everything are paged: a sequence owns a list of pages, the same in each such layer.
+Sliding layers are rings of `window + slack` cells: a forward of up to `slack` rows never overwrites
+a key that one of its rows still sees, and up to `slack` positions can be taken back. Which pages
+and which ring a sequence gets is decided upstairs (integers); this file owns the cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from halfbyte.errors import InvalidInputError
+from halfbyte.kernels.contract import Array, KVLayout, KVType, OpSet, Span
+from halfbyte.specs import LayerSpec, ModelSpec
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """One sequence's share of the cache: positions `[0, length)` are committed.
+
+    Invariant: the cells of `[max(0, written - ring_len), written)` hold keys of this sequence,
+    where `written >= length` is the furthest position ever written.
+    """
+
+    pages: list[int] = field(default_factory=list[int])
+    ring: int = 0
+    length: int = 0
+    written: int = 0
+
+    def advance(self, count: int) -> Span:
+        """Takes the next `count` positions; returns them as a span."""
+        span = Span(start=self.length, count=count, pages=self.pages, ring=self.ring)
+        self.length += count
+        self.written = max(self.written, self.length)
+        return span
+
+    def rollback(self, count: int) -> None:
+        """Takes back the last `count` positions (a rejected draft, an abandoned chunk)."""
+        if not 0 <= count <= self.length:
+            raise InvalidInputError(f"cannot roll back {count} of {self.length} positions")
+        self.length -= count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """How much cache: pages of `page_len` positions, one ring per sequence, spare ring cells."""
+
+    pages: int
+    page_len: int = 64
+    rings: int = 1
+    ring_slack: int = 512
+    kind: KVType = "bf16"
+
+    def layout(self, layer: LayerSpec) -> KVLayout:
+        """The cells of one layer."""
+        attention = layer.attention
+        sliding = attention.window is not None
+        stride = attention.window + self.ring_slack if attention.window else self.page_len
+        return KVLayout(
+            num_cells=stride * (self.rings if sliding else self.pages),
+            stride=stride,
+            sliding=sliding,
+            kv_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            kind=self.kind,
+        )
+
+
+class Cache:
+    """The cells of every layer. Sequences enter with a `Slot`."""
+
+    def __init__(self, spec: ModelSpec, ops: OpSet, shape: CacheShape) -> None:
+        self.shape = shape
+        self.layers: Sequence[Array] = [ops.new_kv(shape.layout(layer)) for layer in spec.layers]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def check(self, slot: Slot, count: int) -> None:
+        """That `count` more rows may enter in one forward; a failure is the caller's bug."""
+        room, slack = len(slot.pages) * self.shape.page_len, self.shape.ring_slack
+        taken_back = slot.written - slot.length
+        assert slot.length + count <= room, f"{slot.length} + {count} positions, room for {room}"
+        assert count <= slack, f"{count} rows in one forward, ring slack {slack}"
+        assert taken_back <= slack, f"{taken_back} positions rolled back, ring slack {slack}"

@@ -1,0 +1,150 @@
+"""The one decoder: a model's forward pass, written once against the op set.
+
+It reads the spec and speaks ops; it does no arithmetic of its own and knows no architecture by
+name. What it is given are chunks: consecutive new tokens of several sequences, of any lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from halfbyte.errors import InvalidInputError
+from halfbyte.kernels.contract import Array, Linear, OpSet, Rows
+from halfbyte.models.cache import Cache, CacheShape, Slot
+from halfbyte.specs import LayerSpec, ModelSpec
+
+Wanted = Literal["all", "last", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """New tokens of one sequence, and which of their rows are wanted."""
+
+    slot: Slot
+    token_ids: Sequence[int]
+    wanted: Wanted = "last"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """The packed weights of one layer; None where the spec has no such tensor."""
+
+    attn_norm: Array
+    q: Linear
+    k: Linear
+    v: Linear | None
+    q_norm: Array | None
+    k_norm: Array | None
+    o: Linear
+    attn_post_norm: Array | None
+    mlp_norm: Array
+    gate: Linear
+    up: Linear
+    down: Linear
+    mlp_post_norm: Array | None
+    scalar: Array | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The packed weights of a model. A tied head is the embedding itself."""
+
+    embed: Array
+    layers: Sequence[LayerWeights]
+    norm: Array
+    head: Array
+
+
+class Decoder:
+    """A model that runs: its spec, its weights, and the op set they are packed for."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights, ops: OpSet) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.ops = ops
+
+    def new_cache(self, shape: CacheShape) -> Cache:
+        return Cache(self.spec, self.ops, shape)
+
+    def forward(self, chunks: Sequence[Chunk], cache: Cache) -> np.ndarray:
+        """Logits [wanted rows, V] f32 of the chunks, in order; their slots move forward."""
+        return self.ops.to_numpy(self.logits(self.hidden(chunks, cache)))
+
+    def hidden(self, chunks: Sequence[Chunk], cache: Cache) -> Array:
+        """The normed final states of the wanted rows [rows, H]: what the head is applied to."""
+        rows = self._rows(chunks, cache)
+        x = self.ops.embed(rows, self.weights.embed, self.spec.embed_scale)
+        for layer, weights, kv in zip(
+            self.spec.layers, self.weights.layers, cache.layers, strict=True
+        ):
+            x = self._layer(x, layer, weights, rows, kv)
+        x = self.ops.select(x, _wanted_rows(chunks))
+        return self.ops.rms_norm(x, self.weights.norm, self.spec.norm_eps)
+
+    def logits(self, hidden: Array) -> Array:
+        """Logits [R, V] of final states."""
+        return self.ops.logits(hidden, self.weights.head, self.spec.logit_softcap)
+
+    def _rows(self, chunks: Sequence[Chunk], cache: Cache) -> Rows:
+        for chunk in chunks:
+            self._check_ids(chunk.token_ids)
+            cache.check(chunk.slot, len(chunk.token_ids))
+        token_ids = [token for chunk in chunks for token in chunk.token_ids]
+        spans = [chunk.slot.advance(len(chunk.token_ids)) for chunk in chunks]
+        return Rows(token_ids=token_ids, spans=spans)
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        if token_ids and not (0 <= min(token_ids) and max(token_ids) < self.spec.vocab):
+            raise InvalidInputError(
+                f"token ids must be in [0, {self.spec.vocab}); "
+                f"got {min(token_ids)} to {max(token_ids)}",
+                hint="the tokenizer does not belong to this model",
+            )
+
+    def _layer(
+        self, x: Array, layer: LayerSpec, weights: LayerWeights, rows: Rows, kv: Array
+    ) -> Array:
+        ops, eps = self.ops, self.spec.norm_eps
+        mixed = self._attention(ops.rms_norm(x, weights.attn_norm, eps), layer, weights, rows, kv)
+        x = ops.residual(x, mixed, norm=weights.attn_post_norm, eps=eps)
+        gated = ops.gated_mlp(
+            ops.rms_norm(x, weights.mlp_norm, eps),
+            gate=weights.gate,
+            up=weights.up,
+            down=weights.down,
+            activation=layer.mlp.activation,
+        )
+        return ops.residual(x, gated, norm=weights.mlp_post_norm, eps=eps, scalar=weights.scalar)
+
+    def _attention(
+        self, x: Array, layer: LayerSpec, weights: LayerWeights, rows: Rows, kv: Array
+    ) -> Array:
+        ops, attention = self.ops, layer.attention
+        k = ops.linear(x, weights.k)
+        q = ops.rope_and_store(
+            ops.linear(x, weights.q),
+            k,
+            k if weights.v is None else ops.linear(x, weights.v),
+            q_norm=weights.q_norm,
+            k_norm=weights.k_norm,
+            attention=attention,
+            eps=self.spec.norm_eps,
+            rows=rows,
+            kv=kv,
+        )
+        return ops.linear(ops.attend(q, attention=attention, rows=rows, kv=kv), weights.o)
+
+
+def _wanted_rows(chunks: Sequence[Chunk]) -> list[int]:
+    index: list[int] = []
+    start = 0
+    for chunk in chunks:
+        end = start + len(chunk.token_ids)
+        first = {"all": start, "last": end - 1, "none": end}[chunk.wanted]
+        index.extend(range(first, end))
+        start = end
+    return index
