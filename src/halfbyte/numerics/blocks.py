@@ -1,0 +1,87 @@
+"""The block schemes of 32 weights: q8_0, q4_0, q4_1, q5_0, q5_1. One scale (and minimum) in fp16.
+
+Functions map f32 [n, 32] <-> bytes uint8 [n, block_bytes] on any device, block by block. Decoding
+and rounding to nearest agree with the `gguf` package bit for bit, including its
+quirks: q4_0 rounds with the scale *before* that is rounded to fp16, and halves go up; in q8_0 they
+go away from zero. A search keeps the format and chooses a better scale (`scales`).
+
+    q8_0   d fp16 | 32 int8                             d * q
+    q4_0   d fp16 | 16 nibble pairs                     d * (q - 8)
+    q4_1   d fp16 | m fp16 | 16 nibble pairs            d * q + m
+    q5_0   d fp16 | 32 fifth bits | 16 nibble pairs     d * (q - 16)
+    q5_1   d fp16 | m fp16 | 32 fifth bits | 16 pairs   d * q + m
+
+Byte j of the pairs holds weight j (low) and weight j + 16 (high). Source: ggml-quants.c.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfbyte.numerics.packing import (
+    read_bits,
+    read_half,
+    read_nibbles,
+    round_half,
+    write_half,
+    write_nibbles,
+)
+from halfbyte.numerics.scales import Grid, inverse, nearest, search, signed_extremum
+
+Q4_GRID = Grid(low=-8, high=7)
+Q8_GRID = Grid(low=-127, high=127)
+
+
+def decode_q8_0(blocks: Tensor) -> Tensor:
+    return blocks[:, 2:].view(torch.int8).float().mul_(read_half(blocks[:, :2]))
+
+
+def encode_q8_0(x: Tensor, by_search: bool, weights: Tensor | None) -> Tensor:
+    if by_search:
+        scale = search(x, Q8_GRID, round_half, weights)
+        integers = nearest(x, scale, Q8_GRID)
+    else:
+        scale = signed_extremum(x).abs_().div_(127)
+        integers = _round_half_away(x * inverse(scale))
+    return torch.cat([write_half(scale), integers.to(torch.int8).view(torch.uint8)], dim=1)
+
+
+def decode_q4_0(blocks: Tensor) -> Tensor:
+    return read_nibbles(blocks[:, 2:]).float().sub_(8).mul_(read_half(blocks[:, :2]))
+
+
+def encode_q4_0(x: Tensor, by_search: bool, weights: Tensor | None) -> Tensor:
+    if by_search:
+        scale = search(x, Q4_GRID, round_half, weights)
+        integers = nearest(x, scale, Q4_GRID).add_(8)
+    else:
+        scale = signed_extremum(x).div_(-8)
+        integers = (x * inverse(scale)).add_(8.5)  # in [0.5, 16.5]; the cast below truncates
+    nibbles = integers.to(torch.uint8).clamp_(max=15)
+    return torch.cat([write_half(scale), write_nibbles(nibbles)], dim=1)
+
+
+def decode_q4_1(blocks: Tensor) -> Tensor:
+    scale, minimum = read_half(blocks[:, :4]).split(1, dim=1)
+    return read_nibbles(blocks[:, 4:]).float().mul_(scale).add_(minimum)
+
+
+def decode_q5_0(blocks: Tensor) -> Tensor:
+    return _five_bits(blocks[:, 2:]).sub_(16).mul_(read_half(blocks[:, :2]))
+
+
+def decode_q5_1(blocks: Tensor) -> Tensor:
+    scale, minimum = read_half(blocks[:, :4]).split(1, dim=1)
+    return _five_bits(blocks[:, 4:]).mul_(scale).add_(minimum)
+
+
+def _five_bits(field: Tensor) -> Tensor:
+    """4 bytes of fifth bits and 16 nibble pairs -> f32 [n, 32] in 0..31."""
+    return (read_nibbles(field[:, 4:]) | (read_bits(field[:, :4]) << 4)).float()
+
+
+def _round_half_away(x: Tensor) -> Tensor:
+    """Nearest integer, halves away from zero. Adding 0.5 first would round 0.49999997 up."""
+    whole = x.trunc()
+    return x.sub_(whole).mul_(2).trunc_().add_(whole)

@@ -1,0 +1,159 @@
+"""Between stored bytes and f32 weights: `decode`, `encode`, `convert`. The one rounding we have.
+
+PTQ, QAT, the run time and export all come through here, so what is measured is what ships. Blocks
+know nothing of each other: work goes tile by tile of about a million weights, which bounds the
+memory beside the result and stays in a CPU's cache. Works on any torch device; stored bytes are
+always in main memory.
+
+What it is not: a kernel (those multiply without decoding), nor a calibrated quantizer (those choose
+the integers themselves); `importance` is the one hint it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
+from halfbyte.numerics import blocks, plain, superblocks
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import Scheme
+
+Method = Literal["rtn", "search"]
+
+TILE = 1 << 20  # weights handled at once; a few f32 temporaries of this size exist at a time
+CONVERT_CHUNK = 1 << 23  # weights decoded at once by `convert`: 32 MiB of f32
+
+
+class Codec(NamedTuple):
+    """`decode`: bytes [n, block_bytes] -> f32 [n, block].
+
+    `encode`: (f32 [n, block], by search or not, weights of the error [n, block] or None) -> bytes;
+    None for a scheme that we read but do not write.
+    """
+
+    decode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor, bool, Tensor | None], Tensor] | None
+
+
+CODECS: dict[str, Codec] = {
+    "f32": Codec(plain.decode_f32, plain.encode_f32),
+    "f16": Codec(plain.decode_f16, plain.encode_f16),
+    "bf16": Codec(plain.decode_bf16, plain.encode_bf16),
+    "q8_0": Codec(blocks.decode_q8_0, blocks.encode_q8_0),
+    "q4_0": Codec(blocks.decode_q4_0, blocks.encode_q4_0),
+    "q4_1": Codec(blocks.decode_q4_1, None),
+    "q5_0": Codec(blocks.decode_q5_0, None),
+    "q5_1": Codec(blocks.decode_q5_1, None),
+    "q4_k": Codec(superblocks.decode_q4_k, None),
+    "q6_k": Codec(superblocks.decode_q6_k, superblocks.encode_q6_k),
+}
+
+
+def decode(q: QTensor, *, device: str | torch.device = "cpu") -> Tensor:
+    """The weights as f32 of `q.shape` on `device`, bit-exact with the `gguf` package."""
+    result = torch.empty(q.shape, dtype=torch.float32, device=device)
+    flat = result.view(-1, q.scheme.block)
+    for start, stop in _tiles(len(flat), q.scheme):
+        # A copy, because the stored bytes may be a read-only map.
+        flat[start:stop] = CODECS[q.scheme.name].decode(
+            torch.tensor(q.blocks[start:stop], device=device)
+        )
+    return result
+
+
+def encode(
+    weight: Tensor, scheme: Scheme, *, method: Method = "rtn", importance: Tensor | None = None
+) -> QTensor:
+    """Store `weight` [..., K] (any float type and device) in `scheme`.
+
+    `rtn` rounds to nearest as ggml's reference does, byte for byte for q4_0 and q8_0; `search`
+    chooses the scale of least squared error, weighted by `importance` [K] (not negative, the mean
+    square of each input channel, say) if given. A weight that is not contiguous is copied first.
+
+    Raises `UnsupportedError` for a scheme without an encoder or a magnitude it cannot hold,
+    `IntegrityError` for weights that are not numbers, `InvalidInputError` for a bad argument.
+    """
+    encode_blocks = _encoder(scheme)
+    if weight.ndim == 0:
+        raise InvalidInputError("a single number has no rows to store; give it the shape [1]")
+    row_bytes = scheme.row_bytes(weight.shape[-1])
+    if method not in ("rtn", "search"):
+        raise InvalidInputError(f"unknown method '{method}'", hint="rtn or search")
+    if importance is not None and method == "rtn":
+        raise InvalidInputError("importance weighs a search; rtn has none", hint='method="search"')
+
+    weighting = _weighting(importance, weight, scheme)
+    flat = weight.detach().reshape(-1, scheme.block)
+    data = np.empty((weight.shape[:-1].numel(), row_bytes), dtype=np.uint8)
+    stored = torch.from_numpy(data).view(-1, scheme.block_bytes)
+    for start, stop in _tiles(len(flat), scheme):
+        tile = flat[start:stop].float()
+        if not _finite(tile):
+            raise _not_numbers(flat, scheme)
+        stored[start:stop] = encode_blocks(tile, method == "search", weighting(start, stop))
+    return QTensor(scheme, tuple(weight.shape), data)
+
+
+def convert(q: QTensor, scheme: Scheme, *, method: Method = "rtn") -> QTensor:
+    """The same tensor in another scheme; the same scheme returns `q` itself.
+
+    Goes by chunks of rows: the peak is the result and one chunk of about 32 MiB. Raises as
+    `encode` does. Never use it to move quantized weights between two files of one scheme.
+    """
+    if scheme == q.scheme:
+        return q
+    _encoder(scheme)
+    data = np.empty((q.num_rows, scheme.row_bytes(q.width)), dtype=np.uint8)
+    step = max(1, CONVERT_CHUNK // q.width)
+    for start in range(0, q.num_rows, step):
+        stop = min(start + step, q.num_rows)
+        data[start:stop] = encode(decode(q.rows(start, stop)), scheme, method=method).data
+    return QTensor(scheme, q.shape, data)
+
+
+def _encoder(scheme: Scheme) -> Callable[[Tensor, bool, Tensor | None], Tensor]:
+    encode_blocks = CODECS[scheme.name].encode
+    if encode_blocks is None:
+        able = ", ".join(name for name, codec in CODECS.items() if codec.encode)
+        raise UnsupportedError(f"{scheme.name} can be read but not written", hint=f"one of {able}")
+    return encode_blocks
+
+
+def _tiles(num_blocks: int, scheme: Scheme) -> Iterator[tuple[int, int]]:
+    step = TILE // scheme.block
+    for start in range(0, num_blocks, step):
+        yield start, min(start + step, num_blocks)
+
+
+def _weighting(
+    importance: Tensor | None, weight: Tensor, scheme: Scheme
+) -> Callable[[int, int], Tensor | None]:
+    """(start, stop) of a tile -> the importance of its weights, [blocks, block], at most 1."""
+    if importance is None:
+        return lambda start, stop: None
+    values = importance.detach().to(weight.device, torch.float32)
+    if values.shape != weight.shape[-1:] or not bool(((values >= 0) & values.isfinite()).all()):
+        raise InvalidInputError(
+            f"importance is one finite number >= 0 for each of the {weight.shape[-1]} channels"
+        )
+    table = (values / values.max().clamp(min=1e-30)).view(-1, scheme.block)
+    return lambda start, stop: table[
+        torch.arange(start, stop, device=table.device).remainder_(len(table))
+    ]
+
+
+def _finite(tile: Tensor) -> bool:
+    """One pass: a NaN or an infinity shows in the extremes."""
+    return bool(torch.stack(torch.aminmax(tile)).isfinite().all())
+
+
+def _not_numbers(flat: Tensor, scheme: Scheme) -> IntegrityError:
+    count = sum(
+        int((~flat[start:stop].isfinite()).sum()) for start, stop in _tiles(len(flat), scheme)
+    )
+    return IntegrityError(f"{count} of {flat.numel()} weights are NaN or infinite")

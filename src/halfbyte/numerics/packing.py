@@ -1,0 +1,54 @@
+"""Fields of a block, as torch tensors: fp16 scales, nibbles and single bits <-> bytes.
+
+Pure functions on uint8 tensors [blocks, bytes] on any device, and nothing about any scheme. Bytes
+are little-endian, as in GGUF and on every machine we run on. Source of the orders: ggml-quants.c.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import UnsupportedError
+
+
+def read_half(field: Tensor) -> Tensor:
+    """fp16 bytes [n, 2 * m] -> f32 [n, m], exact."""
+    return field.contiguous().view(torch.float16).float()
+
+
+def write_half(values: Tensor) -> Tensor:
+    """f32 [n, m] -> fp16 bytes [n, 2 * m], rounded to nearest even.
+
+    Raises `UnsupportedError` when a finite value would become infinite.
+    """
+    halves = values.half()
+    if not bool(halves.isfinite().all()):
+        largest = float(values.abs().max())
+        raise UnsupportedError(
+            f"{largest:.4g} does not fit fp16, whose largest number is 65504",
+            hint="store this tensor as bf16 or f32",
+        )
+    return halves.view(torch.uint8)
+
+
+def round_half(values: Tensor) -> Tensor:
+    """f32 -> the nearest fp16 values, as f32; infinite where they do not fit."""
+    return values.half().float()
+
+
+def read_nibbles(field: Tensor) -> Tensor:
+    """[n, m] bytes -> uint8 [n, 2 * m]: all the low nibbles, then all the high ones."""
+    return torch.cat([field & 15, field >> 4], dim=-1)
+
+
+def write_nibbles(values: Tensor) -> Tensor:
+    """uint8 [n, 2 * m] below 16 -> [n, m] bytes; the inverse of `read_nibbles`."""
+    low, high = values.chunk(2, dim=-1)
+    return (high << 4).bitwise_or_(low)
+
+
+def read_bits(field: Tensor) -> Tensor:
+    """[n, m] bytes -> uint8 [n, 8 * m] of 0 and 1, least significant bit first."""
+    places = torch.arange(8, dtype=torch.uint8, device=field.device)
+    return ((field[..., None] >> places) & 1).flatten(-2)

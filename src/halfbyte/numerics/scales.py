@@ -1,0 +1,119 @@
+"""Choosing the scale of a block of weights on an integer grid.
+
+A block stores integers q in [low, high] and one scale d, and means d * q. Everything here works on
+the scale *as it will be stored* (`storable` rounds a wish to it) before it is judged, so what is
+minimised is the error that ships. Vectorised over blocks: x is f32 [blocks, weights per block],
+scales are [blocks, 1]. Candidates stay within a level of the plain rule: farther off, a scale can
+win on a few weights and clip the largest, which costs more in a model than it shows in the sum.
+
+What it is not: it looks at one block alone; it knows nothing of correlations between weights (GPTQ
+does). Price: about twenty passes over the weights where rounding to nearest takes one.
+Idea: the scale searches of ggml's quantizers; the rounding of every candidate first is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Where to look, in levels, around the two rules "the extremum becomes `low`" and "... `high`".
+FINE = tuple(0.9 * step / 5 for step in range(-5, 6))
+COARSE = (FINE[0], FINE[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The integers [low, high] that a block can store; -low >= high."""
+
+    low: int
+    high: int
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The ends that differ by more than the sign of the scale."""
+        return (self.low,) if self.low == -self.high else (self.low, self.high)
+
+
+def signed_extremum(x: Tensor) -> Tensor:
+    """The weight of largest magnitude of each block, with its sign; the first of equals. [n, 1]"""
+    high, low = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
+    extremum = torch.where(high > -low, high, low)
+    tied = (high == -low).flatten().nonzero().flatten()
+    if tied.numel():
+        blocks = x[tied]
+        extremum[tied] = blocks.gather(1, blocks.abs().argmax(dim=1, keepdim=True))
+    return extremum
+
+
+def inverse(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 where that is not a number, so that an empty block gives zeros."""
+    return torch.nan_to_num(scale.reciprocal(), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def nearest(x: Tensor, scale: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
+    """The integers of the grid nearest to x / scale, as f32 [n, block]."""
+    return torch.mul(x, inverse(scale), out=out).round_().clamp_(grid.low, grid.high)
+
+
+def search(
+    x: Tensor, grid: Grid, storable: Callable[[Tensor], Tensor], weights: Tensor | None = None
+) -> Tensor:
+    """The storable scale [n, 1] of least squared error, weighted by `weights` [n, block] if given.
+
+    Starts from the plain rule and changes only for the better, so no block gets worse by it.
+    """
+    judge = _Judge(x=x, grid=grid, weights=weights, scratch=torch.empty_like(x))
+    best, least = judge.best_of(storable, FINE)
+    return judge.better(storable(judge.refit(best)), best, least)[0]
+
+
+def glance(x: Tensor, grid: Grid, storable: Callable[[Tensor], Tensor]) -> Tensor:
+    """The best storable scale [n, 1] of five: a search in a fraction of the time."""
+    judge = _Judge(x=x, grid=grid, weights=None, scratch=torch.empty_like(x))
+    return judge.best_of(storable, COARSE)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """What a scale costs on these blocks. `scratch` is one buffer of x's size for every trial."""
+
+    x: Tensor
+    grid: Grid
+    weights: Tensor | None
+    scratch: Tensor
+
+    def error(self, scale: Tensor) -> Tensor:
+        """sum(w (x - d q)^2) [n, 1] with the nearest integers q."""
+        integers = nearest(self.x, scale, self.grid, out=self.scratch)
+        squares = torch.addcmul(self.x, integers, scale, value=-1, out=self.scratch).square_()
+        return self._weighted(squares).sum(dim=1, keepdim=True)
+
+    def best_of(
+        self, storable: Callable[[Tensor], Tensor], offsets: tuple[float, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """The best scale that puts the extremum at `low` or near an end, and its error."""
+        extremum = signed_extremum(self.x)
+        best = storable(extremum / self.grid.low)
+        least = self.error(best)
+        for side in self.grid.sides:
+            for offset in offsets:
+                best, least = self.better(storable(extremum / (side + offset)), best, least)
+        return best, least
+
+    def better(self, candidate: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+        error = self.error(candidate)
+        wins = error < least  # never where the candidate overflowed: its error is not a number
+        return torch.where(wins, candidate, best), torch.where(wins, error, least)
+
+    def refit(self, scale: Tensor) -> Tensor:
+        """The best scale for the integers that `scale` gives: sum(w x q) / sum(w q q)."""
+        integers = nearest(self.x, scale, self.grid, out=self.scratch)
+        products = self._weighted(integers * self.x).sum(dim=1, keepdim=True)
+        squares = self._weighted(integers.square_()).sum(dim=1, keepdim=True)
+        return products * inverse(squares)
+
+    def _weighted(self, terms: Tensor) -> Tensor:
+        return terms if self.weights is None else terms.mul_(self.weights)
