@@ -26,21 +26,32 @@ from halfbyte.specs import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, RopeSpe
 
 SLIDING_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 FULL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}
-WINDOW = {"gemma4": 512, "gemma4_text": 512}
-CONTEXT = {"gemma4": 131072, "gemma4_text": 131072}
+# What an absent field means: the defaults of the two config classes.
+TOWER_DEFAULTS = {
+    "sliding_window": 512,
+    "max_position_embeddings": 131072,
+    "hidden_size_per_layer_input": 256,
+}
+UNIFIED_DEFAULTS = {
+    "sliding_window": 1024,
+    "max_position_embeddings": 262144,
+    "hidden_size_per_layer_input": 0,
+}
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a gemma4 or gemma4_unified config.json, multimodal or text only."""
-    kind = str(config["model_type"])
     outer = Fields(config)
-    fields = outer.table("text_config") if outer.get("text_config") else outer
+    text = outer.table("text_config") if outer.get("text_config") else outer
+    unified = "unified" in str(config["model_type"])
+    present = {key: value for key, value in text.values.items() if value is not None}
+    fields = Fields({**(UNIFIED_DEFAULTS if unified else TOWER_DEFAULTS), **present})
     _refuse_unsupported(fields)
     hidden = fields.integer("hidden_size")
     types = _layer_types(fields)
     overrides = _layer_overrides(fields, types)
     heads = fields.integer("num_attention_heads")
-    window = fields.integer("sliding_window", WINDOW.get(kind, 1024))
+    window = fields.integer("sliding_window")
     layers: list[LayerSpec] = []
     for index, name in enumerate(types):
         full = name == "full_attention"
@@ -64,7 +75,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
         architecture="gemma4",
         hidden=hidden,
         vocab=fields.integer("vocab_size", 262144),
-        context=fields.integer("max_position_embeddings", CONTEXT.get(kind, 262144)),
+        context=fields.integer("max_position_embeddings"),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         tied_head=fields.flag("tie_word_embeddings", True),
         layers=tuple(layers),

@@ -33,7 +33,7 @@ class Span:
 
     In a layer that sees everything, position `p` is kept in cell
     `pages[p // page_len] * page_len + p % page_len`; in a sliding layer in cell
-    `ring * ring_len + p % ring_len`. The keys of `[0, start)` (those not yet overwritten) are there.
+    `ring * ring_len + p % ring_len`. The keys before `start` are there, as far as a ring reaches.
     """
 
     start: int

@@ -76,13 +76,17 @@ class Decoder:
 
     def hidden(self, chunks: Sequence[Chunk], cache: Cache) -> Array:
         """The normed final states of the wanted rows [rows, H]: what the head is applied to."""
-        rows = self._rows(chunks, cache)
+        return self.states(self._rows(chunks, cache), cache.layers, _wanted_rows(chunks))
+
+    def states(
+        self, rows: Rows, caches: Sequence[Array], wanted: Sequence[int] | None = None
+    ) -> Array:
+        """The same for rows and caches of the caller's making; all rows unless `wanted`."""
         x = self.ops.embed(rows, self.weights.embed, self.spec.embed_scale)
-        for layer, weights, kv in zip(
-            self.spec.layers, self.weights.layers, cache.layers, strict=True
-        ):
+        for layer, weights, kv in zip(self.spec.layers, self.weights.layers, caches, strict=True):
             x = self._layer(x, layer, weights, rows, kv)
-        x = self.ops.select(x, _wanted_rows(chunks))
+        if wanted is not None:
+            x = self.ops.select(x, wanted)
         return self.ops.rms_norm(x, self.weights.norm, self.spec.norm_eps)
 
     def logits(self, hidden: Array) -> Array:
@@ -98,10 +102,10 @@ class Decoder:
         return Rows(token_ids=token_ids, spans=spans)
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:
-        if token_ids and not (0 <= min(token_ids) and max(token_ids) < self.spec.vocab):
+        low, high = min(token_ids, default=0), max(token_ids, default=0)
+        if low < 0 or high >= self.spec.vocab:
             raise InvalidInputError(
-                f"token ids must be in [0, {self.spec.vocab}); "
-                f"got {min(token_ids)} to {max(token_ids)}",
+                f"token ids must be in [0, {self.spec.vocab}); got {low} to {high}",
                 hint="the tokenizer does not belong to this model",
             )
 

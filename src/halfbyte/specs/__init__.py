@@ -5,6 +5,7 @@ without torch and without the weights.
 """
 
 from halfbyte.specs.model import (
+    Activation,
     AttentionSpec,
     LayerSpec,
     MLPSpec,
@@ -17,6 +18,7 @@ from halfbyte.specs.scheme import SCHEMES, Recipe, Scheme, recipe_of, scheme_of
 
 __all__ = [
     "SCHEMES",
+    "Activation",
     "AttentionSpec",
     "LayerSpec",
     "MLPSpec",

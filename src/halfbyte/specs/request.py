@@ -42,13 +42,15 @@ class SamplingParams:
 class Request:
     """A prompt of ids to be continued until a stop id, `max_tokens`, or the end of the context.
 
-    `max_tokens` None means: to the end of the context.
+    `max_tokens` None means: to the end of the context. `sequence` tells apart several completions
+    of one prompt with one seed (0, 1, ...): it goes into the noise of sampling.
     """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    sequence: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -57,6 +59,7 @@ class Request:
             )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidInputError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        _within("sequence", self.sequence, 0, 2**64 - 1)
 
 
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
