@@ -1,0 +1,184 @@
+"""The engine: requests of token ids go in, events of token ids come out, a step at a time.
+
+Every step is one forward over whoever the scheduler picked (continuous batching). The tokens of a
+request do not depend on what runs beside it. No text and no tensors here, and no threads: one
+caller at a time. A step that is interrupted or fails ends the sequences that were in it ("abort"),
+and the engine goes on with the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from time import perf_counter
+
+from halfbyte.engine.runner import Runner
+from halfbyte.engine.scheduler import Scheduler, Work
+from halfbyte.engine.sequence import Completion, Event, Sequence
+from halfbyte.errors import InvalidInputError
+from halfbyte.kernels.contract import KVType
+from halfbyte.models.cache import CacheShape
+from halfbyte.models.decoder import Decoder
+from halfbyte.specs import Request
+
+PAGE_LEN = 64
+
+
+class Engine:
+    """Runs requests on one decoder, at most `max_sequences` of them at once.
+
+    `context` bounds the positions of one sequence, `prefill_chunk` the rows of prompts in a step.
+    `pages` of `PAGE_LEN` positions are shared by all; by default they suffice for `max_sequences`
+    full contexts. Raises `InvalidInputError` for values outside their range.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        context: int,
+        max_sequences: int = 1,
+        prefill_chunk: int = 512,
+        kv: KVType = "bf16",
+        pages: int | None = None,
+    ) -> None:
+        _at_least_one(context=context, max_sequences=max_sequences, prefill_chunk=prefill_chunk)
+        if context > decoder.spec.context:
+            raise InvalidInputError(
+                f"a context of {context} is beyond the model's {decoder.spec.context}",
+                hint=f"give --context {decoder.spec.context} or less",
+            )
+        prefill_chunk = min(prefill_chunk, context)
+        shape = CacheShape(
+            pages=max_sequences * -(-context // PAGE_LEN) if pages is None else pages,
+            page_len=PAGE_LEN,
+            rings=max_sequences,
+            ring_slack=prefill_chunk,
+            kind=kv,
+        )
+        self._vocab = decoder.spec.vocab
+        self._scheduler = Scheduler(shape, context=context, prefill_chunk=prefill_chunk)
+        self._runner: Runner | None = Runner(decoder, decoder.new_cache(shape))
+        self._live: dict[int, Sequence] = {}
+        self._outbox: list[Event] = []
+
+    @property
+    def busy(self) -> bool:
+        """Is any sequence unfinished, or any event not yet returned by `step`?"""
+        return bool(self._live or self._outbox)
+
+    def add(self, request: Request) -> int:
+        """Queue a request; its events come from `step` under the number returned.
+
+        Raises `InvalidInputError` for ids outside the vocabulary or a prompt beyond the context,
+        `DoesNotFitError` for one that the whole cache could not hold.
+        """
+        return self._add(request, self._outbox).number
+
+    def step(self) -> list[Event]:
+        """Run one forward and return what happened, also to sequences aborted since the last."""
+        self._advance()
+        events = self._outbox.copy()
+        self._outbox.clear()
+        return events
+
+    def abort(self, number: int) -> None:
+        """End a sequence now; what it held is free at once. Nothing happens if it has ended."""
+        if number in self._live:
+            self._end(self._live[number])
+
+    def generate(self, requests: Iterable[Request]) -> list[Completion]:
+        """Run requests to their ends, as many at once as fit; completions in the order given."""
+        outboxes: list[list[Event]] = []
+        sequences: list[Sequence] = []
+        try:
+            for request in requests:
+                outboxes.append([])
+                sequences.append(self._add(request, outboxes[-1]))
+            while any(sequence.number in self._live for sequence in sequences):
+                self._advance()
+        finally:
+            self._end(*sequences)
+        return [_completion(outbox) for outbox in outboxes]
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """The events of one request as they come; the first `next` queues it.
+
+        A stream that is closed or fails aborts its sequence. Streams may be interleaved.
+        """
+        outbox: list[Event] = []
+        sequence = self._add(request, outbox)
+        try:
+            while outbox or sequence.number in self._live:
+                if not outbox:
+                    self._advance()
+                while outbox:
+                    yield outbox.pop(0)
+        finally:
+            self._end(sequence)
+
+    def close(self) -> None:
+        """Abort everything and let go of the decoder and the cache."""
+        self._end(*self._live.values())
+        self._runner = None
+
+    def check_integrity(self) -> None:
+        """No page or ring is lost, shared, or held by a sequence that has ended."""
+        self._scheduler.check_integrity()
+        known = {*self._scheduler.waiting, *self._scheduler.running}
+        if known != set(self._live.values()):
+            raise AssertionError(f"{len(known)} sequences scheduled, {len(self._live)} live")
+
+    def _add(self, request: Request, outbox: list[Event]) -> Sequence:
+        _known_ids("prompt", request.prompt_ids, self._vocab)
+        _known_ids("list of suppressed ids", request.sampling.suppress, self._vocab)
+        sequence = self._scheduler.add(request, outbox)
+        self._live[sequence.number] = sequence
+        return sequence
+
+    def _advance(self) -> None:
+        if self._runner is None:
+            raise AssertionError("the engine is closed")
+        work = self._scheduler.schedule()
+        if not work:
+            return
+        try:
+            self._run(self._runner, work)
+        except BaseException:
+            self._end(*(item.sequence for item in work))
+            raise
+
+    def _run(self, runner: Runner, work: list[Work]) -> None:
+        start = perf_counter()
+        tokens = runner.run(work)
+        seconds = perf_counter() - start
+        for item, chosen in zip(work, tokens, strict=True):
+            item.sequence.spend(seconds)
+            item.sequence.commit(chosen)
+            if item.sequence.finish_reason is not None:
+                self._end(item.sequence)
+
+    def _end(self, *sequences: Sequence) -> None:
+        for sequence in sequences:
+            if sequence.finish_reason is None:
+                sequence.finish("abort")
+            self._scheduler.remove(sequence)
+            self._live.pop(sequence.number, None)
+
+
+def _completion(outbox: list[Event]) -> Completion:
+    completion = outbox[-1].completion
+    if completion is None:
+        raise AssertionError(f"the last event is no end: {outbox[-1]}")
+    return completion
+
+
+def _known_ids(what: str, ids: Iterable[int], vocab: int) -> None:
+    for token in ids:
+        if not 0 <= token < vocab:
+            raise InvalidInputError(f"the {what} has id {token}; the vocabulary is [0, {vocab})")
+
+
+def _at_least_one(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise InvalidInputError(f"{name} is {size}; it must be at least 1")

@@ -1,0 +1,104 @@
+"""One request on its way: the ids so far, where it lives in the cache, and how it ended.
+
+Prefill and decoding are one thing here: a sequence has ids, the cache has computed the first
+`slot.length` of them, and the rest are `pending`. A step computes pending ids; when none is left
+over, its last row of logits chooses what to `commit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from halfbyte.models.cache import Slot
+from halfbyte.specs import Request
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What became of a request. Stop ids are not part of `token_ids`.
+
+    "length" is the end of `max_tokens` or of the context. Seconds are those of the steps the
+    sequence took part in, shared with whatever ran beside it: `prefill_s` to the first token,
+    `decode_s` from there on, in which `decode_tokens` were chosen (a stop id counts).
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    decode_tokens: int
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One token of a sequence, or its end, or both; the last event carries the completion."""
+
+    sequence: int
+    token_id: int | None
+    finish_reason: FinishReason | None = None
+    completion: Completion | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """A request and its state. It holds at most `limit` ids, the prompt among them.
+
+    `outbox` is where its events go; several sequences may share one.
+    """
+
+    number: int
+    request: Request
+    limit: int
+    outbox: list[Event]
+    ids: list[int]
+    slot: Slot
+    finish_reason: FinishReason | None = None
+    chosen: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def pending(self) -> int:
+        """How many ids the cache has not computed."""
+        return len(self.ids) - self.slot.length
+
+    def spend(self, seconds: float) -> None:
+        """Charge a step, before its tokens are committed."""
+        if self.chosen:
+            self.decode_s += seconds
+        else:
+            self.prefill_s += seconds
+
+    def commit(self, tokens: Iterable[int]) -> None:
+        """Take the tokens chosen, in order, up to the end of the sequence; the rest is dropped."""
+        for token in tokens:
+            self.chosen += 1
+            if token in self.request.stop_ids:
+                self.finish("stop")
+                return
+            self.ids.append(token)
+            if len(self.ids) == self.limit:
+                self.finish("length", token)
+                return
+            self.outbox.append(Event(sequence=self.number, token_id=token))
+
+    def finish(self, reason: FinishReason, token: int | None = None) -> None:
+        """End here, with the last token if there is one."""
+        self.finish_reason = reason
+        prompt = len(self.request.prompt_ids)
+        completion = Completion(
+            token_ids=tuple(self.ids[prompt:]),
+            finish_reason=reason,
+            prompt_tokens=prompt,
+            decode_tokens=max(self.chosen - 1, 0),
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+        )
+        self.outbox.append(
+            Event(sequence=self.number, token_id=token, finish_reason=reason, completion=completion)
+        )
