@@ -1,0 +1,82 @@
+# Everything lives in .venv; an install is repeated only when its inputs change.
+#
+#   make demo    install, then text from the bundled demo model with its statistics
+#   make test    install with the dev extra, then the default test suite
+#   make check   lint, types and tests (what .ci/run does)
+#
+# PYTHON=...       an interpreter of your choice (3.11 to 3.13, with the venv module)
+# TORCH_INDEX=...  PyTorch's CPU wheel index, used for that one package where there is no NVIDIA
+#                  driver; without it the CPU machine takes what the default index offers
+# PROMPT="..."     what `make demo` asks
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+# By running each: a name on the PATH may be a shim for a version that is not there.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	"$$name" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$name" && break; done)
+TORCH_INDEX ?=
+PROMPT ?= How do I make a cup of tea?
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --quiet --progress-bar off
+DRIVER := $(shell { command -v nvidia-smi || ls -d /proc/driver/nvidia; } 2>/dev/null | head -n 1)
+CONSTRAINTS := $(if $(DRIVER),,--constraint constraints-cpu.txt)
+
+.PHONY: help demo test lint types check clean
+
+help:
+	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/halfbyte run demo "$(PROMPT)" --stats
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "make: no Python 3.11 to 3.13 with the venv module found." >&2; \
+		echo "  hint: install python3 and python3-venv, or name one: make PYTHON=/path/to/python" >&2; \
+		exit 1; fi
+	@echo "Creating $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# PyTorch first and alone on a machine without a driver: one exact version, from its own index if
+# one is named. With a driver the normal build comes in as a dependency.
+$(VENV)/.torch: $(VENV)/.created constraints-cpu.txt
+ifeq ($(DRIVER),)
+	@echo "Installing PyTorch for the CPU (no NVIDIA driver found)"
+	@$(INSTALL) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") --requirement constraints-cpu.txt
+endif
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "Installing halfbyte"
+	@$(INSTALL) $(CONSTRAINTS) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+	@echo "Installing halfbyte with what its tests need"
+	@$(INSTALL) $(CONSTRAINTS) --editable ".[dev]"
+	@touch $(VENV)/.installed $@
