@@ -1,0 +1,75 @@
+"""Write a file completely or not at all.
+
+The bytes go to a `.part` beside the target, are flushed to the disk, and take the target's name in
+one step. Whatever goes wrong before (an error, a full disk, Ctrl-C), the target is untouched and
+the `.part` is removed. The part's name holds the process id: two writers never share one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from halfbyte.errors import DoesNotFitError, HalfbyteError, InvalidInputError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def atomic_file(path: Path, *, size: int) -> Generator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well; `size` bytes will be written.
+
+    Raises `DoesNotFitError` when the disk lacks the space, before or while writing, and
+    `InvalidInputError` when the target cannot be written.
+    """
+    if path.is_dir():
+        raise InvalidInputError("is a directory", where=path, hint="give the name of a file")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        require_space(path.parent, size)
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise _translated(error, path) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def require_space(directory: Path, size: int) -> None:
+    """Raises `DoesNotFitError` when the disk of an existing directory has under `size` bytes."""
+    free = shutil.disk_usage(directory).free
+    if free < size:
+        raise DoesNotFitError(
+            f"{size / 2**30:.2f} GiB are needed on this disk and {free / 2**30:.2f} GiB are free",
+            where=directory,
+            hint="free some space, or choose another disk",
+        )
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _translated(error: OSError, path: Path) -> HalfbyteError:
+    if error.errno in FULL:
+        return DoesNotFitError(
+            f"the disk became full: {error.strerror}", where=path, hint="free some space"
+        )
+    return InvalidInputError(
+        f"cannot be written: {error.strerror}",
+        where=path,
+        hint="the directory must exist and be writable",
+    )

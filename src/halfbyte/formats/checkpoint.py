@@ -1,0 +1,355 @@
+"""A checkpoint as a stream of named tensors: `read` makes a `Source`, `write_gguf` takes any.
+
+A source knows its spec, how each tensor is stored, and the text assets; it gives tensors under our
+names, one at a time, as views of the mapped file. The peak of a walk through it is one tensor.
+Foreign names come from the family's table and nowhere else: a tensor that is missing, unexpected or
+of another shape is an error, so nothing is ever left out in silence.
+
+Where a GGUF keeps the rows of q and k in rotated-pair order, they are moved as whole rows, exactly
+in every scheme. Every tensor given is finite (`finite`). What it is not: a converter; a wrapper
+that changes schemes is itself a `Source`, and is found in the quantizer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from halfbyte.errors import HalfbyteError, IntegrityError, InvalidInputError, UnsupportedError
+from halfbyte.families import Family, Name, family_of, spec_of
+from halfbyte.formats import gguf_writer, safetensors
+from halfbyte.formats.documents import read_json
+from halfbyte.formats.finite import check_finite
+from halfbyte.formats.gguf import ROPE_FREQS, GGUFFile
+from halfbyte.formats.paired import to_halves, to_pairs
+from halfbyte.formats.progress import Progress
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import SCHEMES, ModelSpec, Scheme
+from halfbyte.text.assets import (
+    TextAssets,
+    assets_from_directory,
+    assets_from_metadata,
+    assets_to_metadata,
+)
+
+# general.file_type of llama.h, by the scheme of most tensors.
+FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q4_k": 15,
+    "q6_k": 18,
+    "bf16": 32,
+}
+FROZEN = 1e30  # the stored divisor of a pair that does not rotate
+
+
+class Source(Protocol):
+    """A model as named tensors. `schemes` and `tensors` are in the order of `spec.tensors()`."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def schemes(self) -> Mapping[str, Scheme]: ...
+
+    @property
+    def assets(self) -> TextAssets | None: ...
+
+    def tensors(self) -> Iterator[tuple[str, QTensor]]:
+        """Every tensor once; the one given before may be dropped when the next is asked for."""
+        ...
+
+    def tensor(self, name: str) -> QTensor: ...
+
+
+class StoredTensor(Protocol):
+    """What a header says of a tensor."""
+
+    @property
+    def scheme(self) -> Scheme: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class TensorFile(Protocol):
+    """A safetensors or GGUF file."""
+
+    @property
+    def infos(self) -> Mapping[str, StoredTensor]: ...
+
+    def tensor(self, name: str) -> QTensor: ...
+
+    def release(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Where a tensor is. `paired_heads`: its rows are in rotated-pair order, by that many heads."""
+
+    file: TensorFile
+    name: str
+    paired_heads: int | None = None
+
+    @property
+    def stored(self) -> StoredTensor:
+        return self.file.infos[self.name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The `Source` of files on disk. `unused` are the stored names a text model has no use for."""
+
+    path: Path
+    spec: ModelSpec
+    entries: Mapping[str, Entry]
+    unused: tuple[str, ...]
+    load_assets: Callable[[], TextAssets | None]
+
+    @cached_property
+    def schemes(self) -> Mapping[str, Scheme]:
+        return {name: entry.stored.scheme for name, entry in self.entries.items()}
+
+    @cached_property
+    def assets(self) -> TextAssets | None:
+        with _located(self.path):
+            return self.load_assets()
+
+    def tensors(self) -> Iterator[tuple[str, QTensor]]:
+        """Every tensor; its pages are given back when the next is asked for."""
+        for name, entry in self.entries.items():
+            yield name, self.tensor(name)
+            entry.file.release(entry.name)
+
+    def tensor(self, name: str) -> QTensor:
+        """One tensor, checked to be finite."""
+        entry = self.entries[name]
+        tensor = entry.file.tensor(entry.name)
+        check_finite(tensor, name=name)
+        heads = entry.paired_heads
+        return tensor if heads is None else to_halves(tensor, heads)
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in a directory (config.json and safetensors, or one GGUF) or a .gguf file.
+
+    Reads headers only. Raises `IntegrityError` for a damaged or incomplete checkpoint and
+    `UnsupportedError` for a model or a tensor type that we do not run.
+    """
+    if not path.exists():
+        raise InvalidInputError("does not exist", where=path)
+    with _located(path):
+        if path.is_file():
+            return _read_gguf(path)
+        if (path / "config.json").exists():
+            return _read_directory(path)
+        found = sorted(path.glob("*.gguf"))
+        if len(found) != 1:
+            raise IntegrityError(f"has no config.json, and {len(found)} .gguf files")
+        return _read_gguf(found[0])
+
+
+def _read_directory(path: Path) -> Checkpoint:
+    config = read_json(path / "config.json")
+    if config.get("quantization_config") is not None:
+        raise UnsupportedError(
+            "a checkpoint that is already quantized (quantization_config)",
+            hint="take the original weights, or a GGUF of them",
+        )
+    spec = spec_of(config)
+    files = safetensors.open_directory(path)
+    family = family_of(spec)
+    names = {name.ours: name.hf for name in family.names(spec).values()}
+    located = _locate(names, files, family.prefixes)
+    rest = files.keys() - located.values()
+    unused = {name for name in rest if _is_unused(name, family, spec)}
+    _refuse_unexpected(rest - unused)
+    entries = {ours: Entry(file=files[name], name=name) for ours, name in located.items()}
+    _check_shapes(spec, entries)
+    return Checkpoint(
+        path=path,
+        spec=spec,
+        entries=entries,
+        unused=tuple(sorted(unused)),
+        load_assets=lambda: assets_from_directory(path),
+    )
+
+
+def _read_gguf(path: Path) -> Checkpoint:
+    file = GGUFFile(path)
+    spec = spec_of(file.header())
+    names = family_of(spec).names(spec)
+    located = _locate({name.ours: name.gguf for name in names.values()}, file.infos, ("",))
+    _refuse_unexpected(file.infos.keys() - located.values() - {ROPE_FREQS})
+    entries = {
+        ours: Entry(file=file, name=stored, paired_heads=names[ours].paired_heads)
+        for ours, stored in located.items()
+    }
+    _check_shapes(spec, entries)
+    return Checkpoint(
+        path=path,
+        spec=spec,
+        entries=entries,
+        unused=(),
+        load_assets=lambda: assets_from_metadata(file.metadata),
+    )
+
+
+def _locate(
+    names: Mapping[str, str], stored: Iterable[str], prefixes: tuple[str, ...]
+) -> dict[str, str]:
+    """Our name -> the stored one. The prefix is the one under which the first tensor is found.
+
+    A head may stand outside of the prefix, under a shorter one.
+    """
+    stored = set(stored)
+    first = next(iter(names.values()))
+    found = [prefix for prefix in prefixes if prefix + first in stored]
+    candidates = (*found[:1], *prefixes)
+    located: dict[str, str] = {}
+    missing: list[str] = []
+    for ours, name in names.items():
+        match = next((prefix + name for prefix in candidates if prefix + name in stored), None)
+        if match is None:
+            missing.append(name)
+        else:
+            located[ours] = match
+    if missing:
+        raise IntegrityError(f"{len(missing)} tensors are missing: {_some(missing)}")
+    return located
+
+
+def _is_unused(name: str, family: Family, spec: ModelSpec) -> bool:
+    """A tensor of another modality, a stored buffer, or a copy of the tied head."""
+    if name.startswith(family.ignored) or name.endswith(family.ignored):
+        return True
+    head = family.names(replace(spec, tied_head=False))["head.weight"].hf
+    return spec.tied_head and name in {prefix + head for prefix in family.prefixes}
+
+
+def _refuse_unexpected(names: Iterable[str]) -> None:
+    unexpected = sorted(names)
+    if unexpected:
+        raise IntegrityError(
+            f"{len(unexpected)} tensors are not part of this model: {_some(unexpected)}",
+            hint="the config and the weights are of different models, or of a newer version",
+        )
+
+
+def _check_shapes(spec: ModelSpec, entries: Mapping[str, Entry]) -> None:
+    for tensor in spec.tensors():
+        stored = entries[tensor.name].stored
+        if stored.shape != tensor.shape:
+            raise IntegrityError(
+                f"'{tensor.name}' has the shape {stored.shape} in the file and "
+                f"{tensor.shape} in the model's description"
+            )
+        _ = stored.scheme  # raises for a type that cannot be read
+
+
+def _some(names: list[str]) -> str:
+    """Up to five of them."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+@contextmanager
+def _located(path: Path) -> Generator[None]:
+    """Errors from rooms that know no files say which file it was."""
+    try:
+        yield
+    except HalfbyteError as error:
+        if error.where is not None:
+            raise
+        raise type(error)(error.what, where=path, hint=error.hint) from error
+
+
+def write_gguf(
+    source: Source,
+    path: Path,
+    *,
+    extra_metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a source as one GGUF that llama.cpp and `read` understand, whole or not at all.
+
+    Matrices keep their scheme; vectors become f32, as llama.cpp wants them. The metadata is what
+    the family says of the spec and the text assets of themselves; `extra_metadata` is put on top.
+    Peak: one tensor.
+    """
+    names = family_of(source.spec).names(source.spec)
+    divisors = _stored_divisors(source.spec)
+    layout: dict[str, tuple[Scheme, tuple[int, ...]]] = {}
+    if divisors is not None:
+        layout[ROPE_FREQS] = divisors.scheme, divisors.shape
+    for tensor in source.spec.tensors():
+        vector = len(tensor.shape) == 1
+        scheme = SCHEMES["f32"] if vector else source.schemes[tensor.name]
+        layout[names[tensor.name].gguf] = scheme, tensor.shape
+    gguf_writer.write(
+        path,
+        metadata={**_metadata(source, path.stem), **(extra_metadata or {})},
+        layout=layout,
+        tensors=_stored(source, names, divisors),
+        progress=progress,
+    )
+
+
+def _stored(
+    source: Source, names: Mapping[str, Name], divisors: QTensor | None
+) -> Iterator[tuple[str, QTensor]]:
+    """The tensors of the source as a GGUF has them."""
+    from halfbyte.numerics.codec import convert  # brings torch, which reading does without
+
+    if divisors is not None:
+        yield ROPE_FREQS, divisors
+    for ours, tensor in source.tensors():
+        name = names[ours]
+        if name.paired_heads is not None:
+            tensor = to_pairs(tensor, name.paired_heads)
+        yield name.gguf, convert(tensor, SCHEMES["f32"]) if len(tensor.shape) == 1 else tensor
+
+
+def _metadata(source: Source, name: str) -> dict[str, Any]:
+    spec = source.spec
+    facts = family_of(spec).to_metadata(spec)
+    text = {} if source.assets is None else assets_to_metadata(source.assets)
+    return {
+        "general.architecture": spec.architecture,
+        "general.name": name,
+        **_file_type(source.schemes.values()),
+        **{f"{spec.architecture}.{key}": value for key, value in facts.items()},
+        **text,
+    }
+
+
+def _file_type(schemes: Iterable[Scheme]) -> dict[str, int]:
+    """llama.cpp's word for the scheme of most tensors, vectors aside."""
+    counts = Counter(scheme for scheme in schemes if scheme.name != "f32")
+    common = counts.most_common(1)[0][0] if counts else SCHEMES["f32"]
+    quantized = any(scheme.block > 1 for scheme in counts)
+    version = {"general.quantization_version": 2} if quantized else {}
+    return {"general.file_type": FILE_TYPES[common.name], **version}
+
+
+def _stored_divisors(spec: ModelSpec) -> QTensor | None:
+    """`rope_freqs.weight`: the divisors of the full layers, unless the metadata can say them."""
+    divisors = spec.layers[-1].attention.rope.divisors
+    if divisors is None or "rope.scaling.type" in family_of(spec).to_metadata(spec):
+        return None
+    values = [FROZEN if divisor == inf else divisor for divisor in divisors]
+    data = np.array([values], dtype="<f4").view(np.uint8)
+    return QTensor(SCHEMES["f32"], (len(values),), data)

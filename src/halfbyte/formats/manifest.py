@@ -1,0 +1,172 @@
+"""The manifest beside an artefact: what it holds, where it came from, how it was made.
+
+`X.gguf` has `X.gguf.manifest.json` beside it, a directory has `manifest.json` in it. Two checks
+come with it: a cheap one for every load (sizes, and the hash of each header), and a complete one
+that hashes everything. It detects damage and mix-ups; it is not a signature.
+
+The source is identified by sizes, by the hashes of its headers and of its small files; its weights
+are not hashed, which would cost as long as reading them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from halfbyte import __version__
+from halfbyte.errors import IntegrityError, InvalidInputError
+from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.documents import read_json
+from halfbyte.formats.gguf import GGUFFile
+from halfbyte.formats.progress import Progress
+from halfbyte.formats.safetensors import SafetensorsFile
+
+SCHEMA = "halfbyte.manifest/1"
+NAME = "manifest.json"
+CHUNK = 1 << 22
+SMALL = 1 << 27
+HEADERS = {".gguf": GGUFFile, ".safetensors": SafetensorsFile}
+
+
+def write_manifest(
+    artefact: Path,
+    *,
+    source: Path,
+    recipe: str,
+    method: str,
+    progress: Progress | None = None,
+) -> Path:
+    """Hash an artefact (a file or a directory) and write its manifest; returns where."""
+    files = _files(artefact)
+    hashed = _Hashing(sum(file.stat().st_size for file in files), progress)
+    document = {
+        "schema": SCHEMA,
+        "halfbyte": __version__,
+        "recipe": recipe,
+        "method": method,
+        "source": identity(source),
+        "files": {
+            file.name: {**_facts(file), "sha256": hashed.sha256(file)} for file in files
+        },
+    }  # fmt: skip
+    path = _place(artefact)
+    data = (json.dumps(document, indent=2) + "\n").encode()
+    with atomic_file(path, size=len(data)) as out:
+        out.write(data)
+    return path
+
+
+def identity(source: Path) -> dict[str, Any]:
+    """What a checkpoint is, cheaply: its path, and per file its size and the hash of what is small.
+
+    Of .gguf and .safetensors files that is the header.
+    """
+    facts: dict[str, Any] = {}
+    for file in _files(source):
+        facts[file.name] = _facts(file)
+        if "header_sha256" not in facts[file.name] and file.stat().st_size <= SMALL:
+            facts[file.name]["sha256"] = _Hashing(0, None).sha256(file)
+    return {"path": str(source.resolve()), "files": facts}
+
+
+def check_sizes(artefact: Path) -> bool:
+    """The check at load: sizes and header hashes. False when there is no manifest.
+
+    Raises `IntegrityError` naming the file, what was expected and what was found.
+    """
+    if not _place(artefact).exists():
+        return False
+    for file, expected in _listed(artefact):
+        _compare(file, "bytes", expected.get("bytes"), file.stat().st_size)
+        length = expected.get("header_bytes")
+        if isinstance(length, int) and 0 < length <= SMALL:
+            _compare(file, "header_sha256", expected.get("header_sha256"), _head(file, length))
+    return True
+
+
+def verify(artefact: Path, progress: Progress | None = None) -> int:
+    """Hash every file of the manifest; returns how many. Raises like `check_sizes`."""
+    if not check_sizes(artefact):
+        raise InvalidInputError(
+            f"there is no manifest {_place(artefact).name}",
+            where=artefact,
+            hint="quantize writes one; a hub download is checked against the hub",
+        )
+    listed = list(_listed(artefact))
+    hashed = _Hashing(sum(file.stat().st_size for file, _ in listed), progress)
+    for file, expected in listed:
+        _compare(file, "sha256", expected.get("sha256"), hashed.sha256(file))
+    return len(listed)
+
+
+def _place(artefact: Path) -> Path:
+    if artefact.is_dir():
+        return artefact / NAME
+    return artefact.with_name(f"{artefact.name}.{NAME}")
+
+
+def _files(artefact: Path) -> list[Path]:
+    if artefact.is_file():
+        return [artefact]
+    return sorted(
+        file
+        for file in artefact.iterdir()
+        if file.is_file() and file.name != NAME and not file.name.startswith(".")
+    )
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    """Size, and for a checkpoint the hash of its header."""
+    size = file.stat().st_size
+    if file.suffix not in HEADERS:
+        return {"bytes": size}
+    length = HEADERS[file.suffix](file).header_bytes
+    return {"bytes": size, "header_bytes": length, "header_sha256": _head(file, length)}
+
+
+def _head(file: Path, length: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.sha256(stream.read(length)).hexdigest()
+
+
+def _listed(artefact: Path) -> Iterable[tuple[Path, Mapping[str, Any]]]:
+    """The files of the manifest, each with what is written of it."""
+    place = _place(artefact)
+    files = read_json(place).get("files")
+    if not isinstance(files, dict) or not files:
+        raise IntegrityError("lists no files", where=place)
+    for name, expected in files.items():
+        if Path(name).name != name or not isinstance(expected, dict):
+            raise IntegrityError(f"a malformed entry '{name[:80]}'", where=place)
+        if not (place.parent / name).is_file():
+            raise IntegrityError(f"{name} is missing", where=place.parent)
+        yield place.parent / name, expected
+
+
+def _compare(file: Path, what: str, expected: Any, found: Any) -> None:
+    if expected != found:
+        raise IntegrityError(
+            f"{what}: the manifest says {expected}, found {found}",
+            where=file,
+            hint="the file was altered or damaged; make or fetch it again",
+        )
+
+
+class _Hashing:
+    """SHA-256 of several files with one count of the bytes done."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def sha256(self, file: Path) -> str:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+                self._done += len(chunk)
+                if self._progress is not None:
+                    self._progress(self._done, self._total)
+        return digest.hexdigest()
