@@ -1,0 +1,1 @@
+"""Text in, token ids out, and back: vocabulary, chat template, streaming decoder. No torch."""
