@@ -1,0 +1,1 @@
+"""Measurements of a model that runs, and the gate they pass or miss."""

@@ -1,0 +1,242 @@
+"""Fidelity: the windows of both protocols, the numbers against naive computations, the gate."""
+
+from __future__ import annotations
+
+from math import exp, nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import CONFIGS, oracle, oracle_logits, source_of
+from torch.nn import functional
+
+from halfbyte.errors import IntegrityError, InvalidInputError
+from halfbyte.evals import fidelity, reader
+from halfbyte.evals.fidelity import Fidelity, log_softmax, measure, score_rows, summarize
+from halfbyte.evals.gate import Miss, misses, read_gate
+from halfbyte.evals.texts import Protocol, Text, cut, read_text
+from halfbyte.formats.checkpoint import read
+from halfbyte.kernels.reference import ReferenceOps
+from halfbyte.models.decoder import Decoder
+from halfbyte.models.load import load
+from halfbyte.text.tokenizer import Tokenizer
+
+IDS = [int(token) for token in np.random.default_rng(3).integers(0, 128, 100)]
+TEXT = Text(name="random", token_ids=IDS, bos=[1])
+
+
+def decoder_of(name: str, recipe: str = "f32") -> Decoder:
+    source = source_of(oracle(CONFIGS[name]), CONFIGS[name], recipe=recipe)
+    return load(source, ReferenceOps(exact_rows=False))
+
+
+def naive(logits: np.ndarray, targets: list[int]) -> float:
+    """The mean of -log p of the targets."""
+    rows = torch.from_numpy(logits).double()
+    return float(functional.cross_entropy(rows, torch.tensor(targets)))
+
+
+def test_windows_of_llama_cpp() -> None:
+    """BOS and ten tokens make two windows of 4 and a rest; a window scores n - n / 2 - 1."""
+    text = Text(name="t", token_ids=list(range(10, 20)), bos=[1])
+    windows = cut(text, protocol="llama.cpp", window=4)
+    assert [list(w.token_ids) for w in windows] == [[1, 10, 11, 12], [1, 14, 15, 16]]
+    assert [list(w.targets) for w in windows] == [[12], [16]]
+
+
+def test_windows_of_llama_cpp_without_bos() -> None:
+    text = Text(name="t", token_ids=list(range(10, 22)), bos=[])
+    windows = cut(text, protocol="llama.cpp", window=6)
+    assert [list(w.token_ids) for w in windows] == [[*range(10, 16)], [*range(16, 22)]]
+    assert [list(w.targets) for w in windows] == [[14, 15], [20, 21]]
+
+
+def test_full_windows_score_every_token_of_a_text_with_bos() -> None:
+    text = Text(name="t", token_ids=list(range(10, 17)), bos=[1])
+    windows = cut(text, protocol="full", window=4)
+    assert [list(w.token_ids) for w in windows] == [[1, 10, 11, 12], [1, 13, 14, 15]]
+    assert [list(w.targets) for w in windows] == [[10, 11, 12], [13, 14, 15]]
+
+
+def test_full_windows_without_bos_leave_out_their_first_token() -> None:
+    text = Text(name="t", token_ids=list(range(10, 19)), bos=[])
+    windows = cut(text, protocol="full", window=4)
+    assert [list(w.token_ids) for w in windows] == [[10, 11, 12, 13], [14, 15, 16, 17]]
+    assert [list(w.targets) for w in windows] == [[11, 12, 13], [15, 16, 17]]
+
+
+@pytest.mark.parametrize(("length", "window"), [(30, 32), (0, 4), (100, 3)])
+def test_a_text_or_window_that_is_too_short(length: int, window: int) -> None:
+    with pytest.raises(InvalidInputError, match="window"):
+        cut(Text(name="short", token_ids=[5] * length, bos=[1]), window=window)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma4-unified"])
+@pytest.mark.parametrize("protocol", ["llama.cpp", "full"])
+def test_a_model_is_itself(name: str, protocol: Protocol) -> None:
+    decoder = decoder_of(name)
+    found = measure(decoder, TEXT, reference=decoder, protocol=protocol, window=32)
+    assert found.kl is not None
+    assert found.kl.mean == found.kl.max == found.kl.mean_error == 0.0
+    assert found.same_top1 == 1.0
+    assert found.perplexity == found.reference_perplexity
+    assert found.tokens == (3 * 15 if protocol == "llama.cpp" else 3 * 31)
+
+
+@pytest.mark.parametrize("protocol", ["llama.cpp", "full"])
+def test_numbers_equal_a_naive_computation(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In odd small pieces; the reference's logits come from Transformers."""
+    monkeypatch.setattr(reader, "LOGITS", 7 * 128)
+    monkeypatch.setattr(fidelity, "TILE", 3 * 128)
+    found = measure(
+        decoder_of("gemma4-unified", "q4_0"),
+        TEXT,
+        reference=decoder_of("gemma4-unified"),
+        protocol=protocol,
+        window=32,
+    )
+    log_p, log_r, targets = [], [], []
+    exact = oracle(CONFIGS["gemma4-unified"])
+    quantized = decoder_of("gemma4-unified", "q4_0")
+    for window in cut(TEXT, protocol=protocol, window=32):
+        ids = list(window.token_ids)
+        log_r.append(oracle_logits(exact, ids)[window.first : -1])
+        log_p.append(whole_logits(quantized, ids)[window.first : -1])
+        targets += window.targets
+    r, p = (torch.from_numpy(np.concatenate(x)).double().log_softmax(-1) for x in (log_r, log_p))
+    kl = functional.kl_div(p, r, log_target=True, reduction="none").sum(-1)
+    assert found.kl is not None and found.reference_perplexity is not None
+    assert found.kl.mean == pytest.approx(float(kl.mean()), rel=1e-4)
+    assert found.kl.max == pytest.approx(float(kl.max()), rel=1e-4)
+    assert found.kl.p90 == pytest.approx(float(kl.quantile(0.9)), rel=1e-4)
+    assert found.same_top1 == float((p.argmax(-1) == r.argmax(-1)).double().mean())
+    assert found.perplexity == pytest.approx(exp(naive(p.numpy(), targets)), rel=1e-5)
+    assert found.reference_perplexity == pytest.approx(exp(naive(r.numpy(), targets)), rel=1e-5)
+
+
+def whole_logits(decoder: Decoder, ids: list[int]) -> np.ndarray:
+    """All rows of one forward."""
+    window = cut(Text(name="t", token_ids=[*ids, 0], bos=[]), protocol="full", window=len(ids) + 1)
+    return np.concatenate(list(reader.Reader(decoder, len(ids) + 1, "f32").logits(window[0])))
+
+
+def test_scores_are_exact_in_f64() -> None:
+    """KL of a hand-made pair, of nearly equal rows, and with logits far from zero."""
+    uniform, skewed = np.zeros((1, 4), np.float32), np.log([[0.7, 0.1, 0.1, 0.1]])
+    targets = np.array([0])
+    row = score_rows(targets, skewed.astype(np.float32), uniform)[0]
+    expected = [-np.log(0.7), np.log(4), 0.25 * np.log(0.25**4 / (0.7 * 0.1**3)), 1.0]
+    np.testing.assert_allclose(row, expected, rtol=1e-7)
+    logits = np.random.default_rng(0).normal(size=(50, 2000)).astype(np.float32)
+    nudged = (logits + np.float32(1e-4) * logits[::-1]).astype(np.float32)
+    near = score_rows(np.zeros(50, int), nudged, logits)[:, 2]
+    assert (near > 0).all() and near.max() < 1e-7
+    np.testing.assert_allclose(log_softmax(logits + 1e4), log_softmax(logits), atol=2e-3)
+
+
+def test_standard_errors_follow_their_definition() -> None:
+    scores = np.random.default_rng(1).gamma(2.0, size=(400, 4))
+    found = summarize("t", scores)
+    assert found.kl is not None
+    assert found.kl.mean_error == pytest.approx(scores[:, 2].std(ddof=1) / 20)
+    assert found.perplexity_error == pytest.approx(
+        exp(scores[:, 0].mean()) * scores[:, 0].std(ddof=1) / 20
+    )
+
+
+def test_alone_limited_and_with_progress() -> None:
+    seen: list[tuple[int, int]] = []
+    found = measure(
+        decoder_of("llama"),
+        TEXT,
+        window=32,
+        max_windows=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(1, 2), (2, 2)] and found.tokens == 30
+    assert found.kl is found.same_top1 is found.reference_perplexity is None
+
+
+def test_models_that_do_not_suit() -> None:
+    small = decoder_of("llama")
+    with pytest.raises(InvalidInputError, match="beyond the context of 512"):
+        measure(small, Text(name="t", token_ids=[1] * 2000, bos=[]), window=1024)
+    config = {**CONFIGS["llama"], "vocab_size": 64}
+    other = load(source_of(oracle(config), config), ReferenceOps())
+    with pytest.raises(InvalidInputError, match="vocabularies of 128 and 64"):
+        measure(small, TEXT, reference=other, window=32)
+
+
+@pytest.mark.parametrize("protocol", ["llama.cpp", "full"])
+def test_a_trained_model_equals_transformers(
+    tiny_gemma4: Path, shared_data: Path, protocol: Protocol
+) -> None:
+    """Three windows of real text through our reading, tokenizer and decoder, and through theirs."""
+    from transformers import AutoModelForCausalLM
+
+    source = read(tiny_gemma4)
+    assert source.assets is not None
+    text = read_text(shared_data / "heldout" / "books_heldout.txt", Tokenizer(source.assets))
+    decoder = load(source, ReferenceOps(exact_rows=False))
+    found = measure(decoder, text, protocol=protocol, window=256, max_windows=3)
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_gemma4, dtype=torch.float32).eval()
+    losses = [
+        naive(oracle_logits(theirs, list(w.token_ids))[w.first : -1], list(w.targets))
+        for w in cut(text, protocol=protocol, window=256)[:3]
+    ]
+    assert found.perplexity == pytest.approx(exp(np.mean(losses)), rel=1e-4)
+    assert found.tokens == (3 * 127 if protocol == "llama.cpp" else 3 * 255)
+
+
+def test_reading_texts(tmp_path: Path, tiny_gemma4: Path) -> None:
+    assets = read(tiny_gemma4).assets
+    assert assets is not None
+    tokenizer = Tokenizer(assets)
+    (tmp_path / "plain.txt").write_text("<bos>word", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
+    text = read_text(tmp_path / "plain.txt", tokenizer)
+    assert tokenizer.bos_id not in text.token_ids and text.bos == [tokenizer.bos_id]
+    with pytest.raises(IntegrityError, match="UTF-8"):
+        read_text(tmp_path / "latin.txt", tokenizer)
+    with pytest.raises(InvalidInputError, match="absent"):
+        read_text(tmp_path / "absent.txt", tokenizer)
+
+
+GATE = "max_kl_mean = 0.1\nmin_same_top1 = 0.9\nmax_perplexity_increase = 0.05\n"
+
+
+def measured(*, loss: float, kl: float, same: float) -> Fidelity:
+    """Two tokens whose reference has perplexity e."""
+    return summarize("books", np.array([[loss, 1.0, kl, same]] * 2))
+
+
+def gate_of(tmp_path: Path, content: str) -> dict[str, float]:
+    path = tmp_path / "gate.toml"
+    path.write_text(content, encoding="utf-8")
+    return read_gate(path)
+
+
+def test_a_gate_is_kept_and_missed(tmp_path: Path) -> None:
+    gate = gate_of(tmp_path, GATE)
+    assert misses(gate, [measured(loss=1.04, kl=0.1, same=1.0)]) == []
+    bad = measured(loss=1.2, kl=0.2, same=0.0)
+    assert [(miss.number, miss.measured, miss.threshold) for miss in misses(gate, [bad])] == [
+        ("kl_mean", 0.2, 0.1),
+        ("same_top1", 0.0, 0.9),
+        ("perplexity_increase", pytest.approx(exp(0.2) - 1), 0.05),
+    ]
+    assert misses(gate, [measured(loss=1.0, kl=nan, same=1.0)])[0].number == "kl_mean"
+    assert misses({"max_perplexity": 2.0}, [bad])[0] == Miss(
+        text="books", number="perplexity", measured=bad.perplexity, threshold=2.0
+    )
+
+
+def test_a_gate_that_cannot_be_applied(tmp_path: Path) -> None:
+    for content in ("max_kl_typo = 1", "min_kl_mean = 1", "max_kl_mean = 'x'", "", "= 3"):
+        with pytest.raises(InvalidInputError):
+            gate_of(tmp_path, content)
+    with pytest.raises(InvalidInputError, match="reference"):
+        misses({"max_kl_mean": 1.0}, [summarize("alone", np.ones((2, 1)))])
