@@ -98,7 +98,8 @@ def naive_survivors(logits, params) -> list[int]:
     mass = {token: math.exp((float(logits[token]) - best) / params.temperature) for token in order}
     whole, before, kept = sum(mass.values()), 0.0, []
     for token in order:
-        if before < params.top_p * whole and mass[token] >= params.min_p:
+        inside = params.top_p == 1 or before < params.top_p * whole
+        if inside and mass[token] >= params.min_p:
             kept.append(token)
         before += mass[token]
     return sorted(kept)
