@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halfbyte.engine.pages import PageAllocator
@@ -34,6 +34,7 @@ def counts(it: Scheduler) -> dict[int, int]:
     return work
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=60))
 def test_random_allocation_keeps_integrity(moves):
     allocator = PageAllocator(20)
