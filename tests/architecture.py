@@ -9,10 +9,13 @@ strings that are put together at run time.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# A path in a page: `room/file.py`, `room/` (capitals are placeholders), or where a link leads.
+PATH = re.compile(r"`([a-z][a-z0-9_./-]*(?:/|\.py))`|\]\(([\w./-]+)\)")
 ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"})
 
 
@@ -182,6 +185,12 @@ def words_in(root: Path, files: Sequence[Path], words: Sequence[str]) -> list[st
             if word in line
         ]
     return found
+
+
+def missing_paths(text: str, roots: Sequence[Path]) -> list[str]:
+    """Paths that a page names and that lie below none of the roots."""
+    named = [match[1] or match[2] for match in PATH.finditer(text)]
+    return [path for path in named if not any((root / path).exists() for root in roots)]
 
 
 def _ours(tree: Tree) -> Iterator[Import]:

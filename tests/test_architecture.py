@@ -16,6 +16,7 @@ from architecture import (
     global_statements,
     imports,
     meetings,
+    missing_paths,
     nameless,
     parse,
     undocumented,
@@ -117,6 +118,12 @@ def test_modules_are_named_and_documented(house: Tree):
 def test_the_house_was_really_read(house: Tree):
     assert len(house.modules) > 40
     assert {"numpy", "torch", "halfbyte.errors"} <= {item.target for item in imports(house)}
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "README.md", "docs/formats.md"])
+def test_pages_name_files_that_exist(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert missing_paths(text, [ROOT, PACKAGE]) == []
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -263,3 +270,9 @@ def test_forbidden_words_are_found(tmp_path: Path):
     text.write_text("fine\nsee secret.example here\n", encoding="utf-8")
     binary.write_bytes(b"\xff\xfe secret.example")
     assert words_in(tmp_path, [text, binary], ["secret.example"]) == ["a.md:2: secret.example"]
+
+
+def test_a_path_that_is_gone_is_found(tmp_path: Path):
+    (tmp_path / "here.py").write_text("", encoding="utf-8")
+    text = "`here.py`, `gone.py`, `away/`, `room/NAME.py`, [page](docs/gone.md), [a](https://a.example)"
+    assert missing_paths(text, [tmp_path]) == ["gone.py", "away/", "docs/gone.md"]
