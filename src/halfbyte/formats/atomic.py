@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,7 +41,8 @@ def atomic_file(path: Path, *, size: int) -> Generator[BinaryIO]:
     except OSError as error:
         raise _translated(error, path) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def require_space(directory: Path, size: int) -> None:
