@@ -72,30 +72,24 @@ def encode(
     """Store `weight` [..., K] (any float type and device) in `scheme`.
 
     `rtn` rounds to nearest as ggml's reference does, byte for byte for q4_0 and q8_0; `search`
-    chooses the scale of least squared error, weighted by `importance` [K] (not negative, the mean
-    square of each input channel, say) if given. A weight that is not contiguous is copied first.
+    chooses the scales of least squared error, weighted by `importance` [K] if given (not negative:
+    the mean square of each input channel, say). The plain schemes have no scale to search. A
+    weight that is not contiguous is copied first.
 
     Raises `UnsupportedError` for a scheme without an encoder or a magnitude it cannot hold,
     `IntegrityError` for weights that are not numbers, `InvalidInputError` for a bad argument.
     """
     encode_blocks = _encoder(scheme)
-    if weight.ndim == 0:
-        raise InvalidInputError("a single number has no rows to store; give it the shape [1]")
-    row_bytes = scheme.row_bytes(weight.shape[-1])
-    if method not in ("rtn", "search"):
-        raise InvalidInputError(f"unknown method '{method}'", hint="rtn or search")
-    if importance is not None and method == "rtn":
-        raise InvalidInputError("importance weighs a search; rtn has none", hint='method="search"')
-
-    weighting = _weighting(importance, weight, scheme)
-    flat = weight.detach().reshape(-1, scheme.block)
-    data = np.empty((weight.shape[:-1].numel(), row_bytes), dtype=np.uint8)
+    _check_arguments(weight, method, importance)
+    data = np.empty((weight.shape[:-1].numel(), scheme.row_bytes(weight.shape[-1])), dtype=np.uint8)
     stored = torch.from_numpy(data).view(-1, scheme.block_bytes)
+    flat = weight.detach().reshape(-1, scheme.block)
     for start, stop in _tiles(len(flat), scheme):
         tile = flat[start:stop].float()
         if not _finite(tile):
             raise _not_numbers(flat, scheme)
-        stored[start:stop] = encode_blocks(tile, method == "search", weighting(start, stop))
+        weights = None if importance is None else _weights_of(tile, start, importance)
+        stored[start:stop] = encode_blocks(tile, method == "search", weights)
     return QTensor(scheme, tuple(weight.shape), data)
 
 
@@ -130,21 +124,28 @@ def _tiles(num_blocks: int, scheme: Scheme) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, num_blocks)
 
 
-def _weighting(
-    importance: Tensor | None, weight: Tensor, scheme: Scheme
-) -> Callable[[int, int], Tensor | None]:
-    """(start, stop) of a tile -> the importance of its weights, [blocks, block], at most 1."""
+def _check_arguments(weight: Tensor, method: Method, importance: Tensor | None) -> None:
+    if weight.ndim == 0:
+        raise InvalidInputError("a single number has no rows to store; give it the shape [1]")
+    if method not in ("rtn", "search"):
+        raise InvalidInputError(f"unknown method '{method}'", hint="rtn or search")
     if importance is None:
-        return lambda start, stop: None
-    values = importance.detach().to(weight.device, torch.float32)
-    if values.shape != weight.shape[-1:] or not bool(((values >= 0) & values.isfinite()).all()):
+        return
+    if method == "rtn":
+        raise InvalidInputError("importance weighs a search; rtn has none", hint='method="search"')
+    known = importance.isfinite() & (importance >= 0)
+    if importance.shape != weight.shape[-1:] or not bool(known.all()):
         raise InvalidInputError(
             f"importance is one finite number >= 0 for each of the {weight.shape[-1]} channels"
         )
-    table = (values / values.max().clamp(min=1e-30)).view(-1, scheme.block)
-    return lambda start, stop: table[
-        torch.arange(start, stop, device=table.device).remainder_(len(table))
-    ]
+
+
+def _weights_of(tile: Tensor, start: int, importance: Tensor) -> Tensor:
+    """The importance of every weight of a tile that begins at block `start`; the largest is 1."""
+    values = importance.detach().to(tile.device, torch.float32)
+    table = (values / values.max().clamp(min=1e-30)).view(-1, tile.shape[1])
+    blocks = torch.arange(start, start + len(tile), device=tile.device)
+    return table[blocks.remainder_(len(table))]
 
 
 def _finite(tile: Tensor) -> bool:

@@ -7,7 +7,7 @@ scales are [blocks, 1]. Candidates stay within a level of the plain rule: farthe
 win on a few weights and clip the largest, which costs more in a model than it shows in the sum.
 
 What it is not: it looks at one block alone; it knows nothing of correlations between weights (GPTQ
-does). Price: about twenty passes over the weights where rounding to nearest takes one.
+does). Price: a search takes about nine times as long as rounding to nearest.
 Idea: the scale searches of ggml's quantizers; the rounding of every candidate first is ours.
 """
 
