@@ -54,12 +54,12 @@ clean:
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "make: no Python 3.11 to 3.13 with the venv module found." >&2; \
-		echo "  hint: install python3 and python3-venv, or name one: make PYTHON=/path/to/python" >&2; \
-		exit 1; fi
-	@echo "Creating $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@python="$(PYTHON)"; if ! "$${python:-false}" -c '$(USABLE)' 2>/dev/null; then \
+		echo "make: $${python:-nothing on the PATH} is no Python 3.11 to 3.13 with venv" >&2; \
+		echo "  hint: install python3 and python3-venv, or make PYTHON=/path/to/python" >&2; \
+		exit 1; fi; \
+	echo "Creating $(VENV) with $$("$$python" --version) ($$python)"; \
+	"$$python" -m venv $(VENV)
 	@touch $@
 
 # PyTorch first and alone on a machine without a driver: one exact version, from its own index if
