@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -269,10 +270,8 @@ def test_a_damaged_gguf_is_only_ever_a_halfbyte_error(stories260k: Path, tmp_pat
         data = bytearray(good)
         data[rng.randrange(facts if trial % 2 else head)] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
-        try:
+        with suppress(HalfbyteError):
             read(path)
-        except HalfbyteError:
-            pass
     assert time.monotonic() - started < 20
 
 
