@@ -34,13 +34,9 @@ MAX_JSON_BYTES = 2**28
 
 # GGUF names one end of text and one end of turn. Models that end an answer with a further token
 # have it under one of these names; llama.cpp knows them the same way.
-TURN_ENDS = (
-    "<turn|>",
-    "<|tool_response>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<end_of_turn>",
+TURN_ENDS = frozenset(
+    {"<turn|>", "<|tool_response>", "<end_of_turn>", "<|im_end|>", "<|end|>"}
+    | {"<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>"}
 )
 # Our own key: all the ids that end an answer, where the file's maker gave a list.
 EOS_IDS_KEY = "halfbyte.eos_token_ids"

@@ -16,13 +16,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import HalfbyteError, UnsupportedError
+from halfbyte.text.answer import THOUGHT_CLOSES, THOUGHT_OPENS
 from halfbyte.text.assets import TextAssets
 from halfbyte.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from halfbyte.text.template import ChatTemplate
 
-_THOUGHT_OPENS, _THOUGHT_CLOSES = "<|channel>", "<channel|>"
 _PROBE = "halfbyteprobe"
 
 
@@ -72,8 +72,8 @@ class Chat:
         A channel that is not closed is thought to the end. One that the prompt has opened shows
         only its end; all before that is thought.
         """
-        opens = self._tokenizer.token_id(_THOUGHT_OPENS)
-        closes = self._tokenizer.token_id(_THOUGHT_CLOSES)
+        opens = self._tokenizer.token_id(THOUGHT_OPENS)
+        closes = self._tokenizer.token_id(THOUGHT_CLOSES)
         said: list[int] = []
         thoughts: list[list[int]] = []
         inside = False

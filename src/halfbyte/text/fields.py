@@ -1,7 +1,7 @@
 """Typed reads from untrusted mappings: a wrong type or range is an IntegrityError naming the key.
 
-`None` and a missing key both give None; nothing is converted, except whole floats read as ints
-never are. Used for GGUF metadata and for the JSON files beside a checkpoint.
+A missing key and null both give None; nothing is converted. Used for GGUF metadata and for the
+JSON files beside a checkpoint.
 """
 
 from __future__ import annotations

@@ -18,14 +18,13 @@ from halfbyte.text.splitters import pre_of_pattern, splitter_of
 from halfbyte.text.vocabulary import (
     MAX_TOKENS,
     SPACE,
+    UNREACHABLE,
     SpacePrefix,
     TokenType,
     Vocabulary,
 )
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# The score of a piece that no merge makes: last of all.
-_UNREACHABLE = -1e9
 
 
 def vocabulary_from_tokenizer_json(
@@ -91,23 +90,12 @@ def _types(document: Mapping[str, Any], tokens: Sequence[str]) -> tuple[int, ...
     types = dict.fromkeys(model["vocab"], TokenType.NORMAL)
     if model.get("byte_fallback"):
         types |= {token: TokenType.BYTE for token in types if BYTE_TOKEN.fullmatch(token)}
-        types |= dict.fromkeys(_unreachable(model), TokenType.UNUSED)
     for added in document.get("added_tokens") or ():
         special = added.get("special")
         types[added["content"]] = TokenType.CONTROL if special else TokenType.USER_DEFINED
     if model.get("unk_token") is not None:
         types[model["unk_token"]] = TokenType.UNKNOWN
     return tuple(int(types.get(token, TokenType.UNUSED)) for token in tokens)
-
-
-def _unreachable(model: Mapping[str, Any]) -> set[str]:
-    """Pieces that no merge makes; scores alone would let them be made."""
-    made = {merge.replace(" ", "", 1) for merge in _merges(model)}
-    return {
-        token
-        for token in model["vocab"]
-        if len(token) > 1 and token not in made and not BYTE_TOKEN.fullmatch(token)
-    }
 
 
 def _merges(model: Mapping[str, Any]) -> tuple[str, ...]:
@@ -123,7 +111,7 @@ def _scores(tokens: Sequence[str], merges: Sequence[str]) -> tuple[float, ...]:
     for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", "", 1), rank)
     return tuple(
-        float(-ranks[token]) if token in ranks else 0.0 if len(token) == 1 else _UNREACHABLE
+        float(-ranks[token]) if token in ranks else 0.0 if len(token) == 1 else UNREACHABLE
         for token in tokens
     )
 

@@ -17,7 +17,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from datetime import datetime
 from typing import Any
 
@@ -31,8 +31,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_SECONDS = 2.0
 MAX_PRINTED = 2**24  # characters, captured blocks counted each time
 MAX_VALUE = 2**22  # characters or items of one value
-MAX_COUNT = 1000  # a width, an indentation, an exponent
+MAX_COUNT = 1000  # a width, an indentation, a batch
 MAX_BITS = 4096  # of a whole number
+_ITEM_WEIGHT = 8  # about the characters of a number or of a list's brackets, printed
 
 _COUNTED = frozenset(
     {"center", "indent", "batch", "slice", "round", "truncate", "wordwrap", "tojson"}
@@ -84,7 +85,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Every call in a template comes through here."""
-        receiver = getattr(__obj, "__self__", None)
+        # A bound str.format is wrapped by jinja2's own sandbox.
+        receiver = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         self._check(getattr(__obj, "__name__", ""), receiver, *args, *kwargs.values())
         return _small(super().call(__context, __obj, *args, **kwargs))
 
@@ -93,7 +95,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.step()
         if operator == "*" and _size(left) * _size(right) * _repeats(left, right) > MAX_VALUE:
             raise SecurityError("it repeats something too often")
-        if operator == "**" and (_bits(left) > MAX_COUNT or abs(right) > MAX_BITS / MAX_COUNT):
+        if operator == "**" and _bits(left) * abs(right) > MAX_BITS:
             raise SecurityError("it raises to a power that is too large")
         if operator == "%" and isinstance(left, str):
             self._check("format", left, right)
@@ -180,7 +182,7 @@ def _small(value: Any) -> Any:
 
 
 def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str | list | tuple | Mapping) else 1
+    return len(value) if isinstance(value, Sized) else 1
 
 
 def _bits(value: Any) -> int:
@@ -205,13 +207,13 @@ def _weigh(value: Any) -> int:
     weight, pending = 0, [value]
     while pending:
         item = pending.pop()
-        weight += len(item) if isinstance(item, str) else 1
+        weight += len(item) if isinstance(item, str) else _ITEM_WEIGHT
         if isinstance(item, Mapping):
             pending.extend(item.keys())
             pending.extend(item.values())
         elif isinstance(item, list | tuple):
             pending.extend(item)
-        if weight + len(pending) > MAX_VALUE * 2:
+        if weight + len(pending) > MAX_VALUE:
             raise SecurityError("it prints a value that is too large")
     return weight
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
-from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
 from halfbyte.errors import HalfbyteError, IntegrityError, InvalidInputError
 from halfbyte.text.assets import MAX_TEMPLATE_CHARACTERS
@@ -95,8 +95,9 @@ def _translated(error: Exception) -> HalfbyteError:
                 hint="check the order of the roles and the fields of each message",
             )
         case SecurityError() | RecursionError() | MemoryError() | OverflowError():
-            return IntegrityError(f"stopped: {error}", where=_WHERE, hint=_RAW)
-        case TemplateError() | _:
+            reason = str(error) or type(error).__name__
+            return IntegrityError(f"stopped: {reason}", where=_WHERE, hint=_RAW)
+        case _:
             return InvalidInputError(
                 f"it fails on these messages ({type(error).__name__}: {error})",
                 where=_WHERE,

@@ -26,6 +26,8 @@ from halfbyte.errors import IntegrityError
 MAX_TOKENS = 2**21
 MAX_MERGES = 2**22
 MAX_TOKEN_CHARACTERS = 1024
+# The score of a piece that is never merged into; Llama 2 itself uses scores down to -1e9.
+UNREACHABLE = -(2.0**100)
 SPACE = "▁"  # stands for a space in the pieces of llama and gemma4
 
 Model = Literal["llama", "gemma4", "gpt2"]
@@ -105,7 +107,12 @@ def _pairs_from_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     work = sum(len(token) ** 2 for _, _, token in ranked)
     _require(work < 2**31, "tokens that are too long to be split")
     pieces = {token for _, _, token in ranked}
-    return [pair for *_, token in sorted(ranked) for pair in _splits(token, pieces)]
+    return [
+        pair
+        for negative, _, token in sorted(ranked)
+        if negative < -UNREACHABLE
+        for pair in _splits(token, pieces)
+    ]
 
 
 def _splits(token: str, pieces: set[str]) -> Iterator[tuple[str, str]]:
