@@ -68,8 +68,12 @@ LIGHT = (
     "halfbyte.numerics.qtensor",
     "halfbyte.formats.gguf",
     "halfbyte.formats.safetensors",
+    "halfbyte.formats.checkpoint",
+    "halfbyte.formats.manifest",
     "halfbyte.engine",
     "halfbyte.cli",
+    "halfbyte.cli.inspect",
+    "halfbyte.cli.run",
 )
 # Put together here, so that this file does not contain them.
 REGISTRIES = tuple(".".join(parts) for parts in (("pypi", "org"), ("files", "pythonhosted", "org")))

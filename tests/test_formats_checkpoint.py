@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -265,14 +264,12 @@ def test_a_damaged_gguf_is_only_ever_a_halfbyte_error(stories260k: Path, tmp_pat
     head = len(good) - sum(tensor.nbytes for _, tensor in source.tensors())
     facts = good.index(b"tokenizer.ggml.model")
     path, rng = tmp_path / "bad.gguf", random.Random(3)
-    started = time.monotonic()
     for trial in range(600):
         data = bytearray(good)
         data[rng.randrange(facts if trial % 2 else head)] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
         with suppress(HalfbyteError):
             read(path)
-    assert time.monotonic() - started < 20
 
 
 def test_reading_needs_no_torch(directory: Path) -> None:

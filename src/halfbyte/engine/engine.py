@@ -15,10 +15,9 @@ from halfbyte.engine.runner import Runner
 from halfbyte.engine.scheduler import Scheduler, Work
 from halfbyte.engine.sequence import Completion, Event, Sequence
 from halfbyte.errors import InvalidInputError
-from halfbyte.kernels.contract import KVType
 from halfbyte.models.cache import CacheShape
 from halfbyte.models.decoder import Decoder
-from halfbyte.specs import Request
+from halfbyte.specs import KVType, Request
 
 PAGE_LEN = 64
 
@@ -60,6 +59,11 @@ class Engine:
         self._runner: Runner | None = Runner(decoder, decoder.new_cache(shape))
         self._live: dict[int, Sequence] = {}
         self._outbox: list[Event] = []
+
+    @property
+    def cache_bytes(self) -> int:
+        """The size of the cache; 0 when closed."""
+        return 0 if self._runner is None else self._runner.cache_bytes
 
     @property
     def busy(self) -> bool:

@@ -23,6 +23,10 @@ class Runner:
         self._decoder = decoder
         self._cache = cache
 
+    @property
+    def cache_bytes(self) -> int:
+        return self._cache.nbytes
+
     def run(self, work: list[Work]) -> list[list[int]]:
         """One forward; the tokens chosen for each item, in order. Slots have advanced."""
         chunks = [_chunk(item) for item in work]

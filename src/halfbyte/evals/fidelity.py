@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from halfbyte.errors import InvalidInputError
 from halfbyte.evals.reader import Reader
 from halfbyte.evals.texts import Protocol, Text, Window, cut
-from halfbyte.kernels.contract import KVType
 from halfbyte.models.decoder import Decoder
+from halfbyte.specs import KVType
 
 TILE = 1 << 20  # logits in f64 at once; a few temporaries of this size exist at a time
 

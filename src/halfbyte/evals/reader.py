@@ -12,9 +12,9 @@ import numpy as np
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.evals.texts import Window
-from halfbyte.kernels.contract import KVType
 from halfbyte.models.cache import CacheShape, Slot
 from halfbyte.models.decoder import Chunk, Decoder
+from halfbyte.specs import KVType
 
 PAGE = 64
 LOGITS = 1 << 24  # logits that exist at once: 64 MiB of f32

@@ -33,7 +33,7 @@ class Family:
     """One family of models. `model_types` are config.json's, `architectures` are GGUF's.
 
     `prefixes`: what stands before the names of the text model in a Hugging Face checkpoint.
-    `ignored`: prefixes (after none of the above) of tensors a text model has no use for.
+    `ignored`: beginnings or ends of the full names of tensors that a text model has no use for.
     """
 
     name: str

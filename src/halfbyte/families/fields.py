@@ -13,6 +13,7 @@ from typing import Any, cast
 from halfbyte.errors import IntegrityError
 
 LARGEST = 2**31 - 1
+MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,13 @@ class Fields:
         """A whole number in [0, 2^31)."""
         value = self._required(key, default)
         return 0 if type(value) is int and value == 0 else self.integer(key, default)
+
+    def layers(self, key: str, default: int | None = None) -> int:
+        """A number of layers: a whole number in [1, 4096], since each becomes a value here."""
+        count = self.integer(key, default)
+        if count > MOST_LAYERS:
+            raise self._wrong(key, count, f"at most {MOST_LAYERS}")
+        return count
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""

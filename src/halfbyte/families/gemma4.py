@@ -102,7 +102,7 @@ def _refuse_unsupported(fields: Fields) -> None:
 
 def _layer_types(fields: Fields) -> list[str]:
     """Sliding or full for every layer; the last one is always full (the model is built so)."""
-    count = fields.integer("num_hidden_layers", 30)
+    count = fields.layers("num_hidden_layers", 30)
     named = fields.sequence("layer_types")
     types = (
         [str(name) for name in named]
@@ -142,7 +142,7 @@ def from_header(header: Header) -> ModelSpec:
         raise UnsupportedError("shared key/value layers or experts in gemma4")
     if fields.count("embedding_length_per_layer_input", 0):
         raise UnsupportedError("per-layer embeddings in gemma4")
-    count = fields.integer("block_count")
+    count = fields.layers("block_count")
     pattern = fields.sequence("attention.sliding_window_pattern")
     if pattern is None or len(pattern) != count:
         raise IntegrityError(f"attention.sliding_window_pattern does not describe {count} layers")
@@ -187,9 +187,16 @@ def _header_rope(header: Header, fields: Fields, sliding: bool) -> RopeSpec:
 
 
 def to_metadata(spec: ModelSpec) -> dict[str, Any]:
-    """The GGUF metadata of this spec, without the architecture's prefix."""
-    sliding = next(layer.attention for layer in spec.layers if layer.attention.window is not None)
+    """The GGUF metadata of this spec, without the architecture's prefix.
+
+    Raises `UnsupportedError` for what the architecture's readers cannot express: no sliding layer,
+    or full layers whose rope is not given by divisors.
+    """
+    kinds = [layer.attention for layer in spec.layers]
+    sliding = next((kind for kind in kinds if kind.window is not None), None)
     full = spec.layers[-1].attention
+    if sliding is None or full.rope.divisors is None:
+        raise UnsupportedError("a gemma4 GGUF needs sliding layers and proportional rope")
     metadata: dict[str, Any] = {
         "context_length": spec.context,
         "embedding_length": spec.hidden,

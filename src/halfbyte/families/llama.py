@@ -79,7 +79,7 @@ def _config_rope(fields: Fields, head_dim: int) -> RopeSpec:
 
 def _config_windows(fields: Fields, kind: str) -> list[int | None]:
     """The window of every layer. Llama has none; Qwen 2 only with `use_sliding_window`."""
-    count = fields.integer("num_hidden_layers")
+    count = fields.layers("num_hidden_layers")
     on = kind == "mistral" or (kind == "qwen2" and fields.flag("use_sliding_window"))
     window = fields.get("sliding_window") if on else None
     if window is None:
@@ -104,7 +104,7 @@ def from_header(header: Header) -> ModelSpec:
     if fields.integer("rope.dimension_count", head_dim) != head_dim:
         raise UnsupportedError("a partial rotary factor in the llama family")
     rope = _header_rope(header, fields, head_dim)
-    count = fields.integer("block_count")
+    count = fields.layers("block_count")
     widths = fields.per_layer("feed_forward_length", count)
     kv_heads = fields.integer("attention.head_count_kv", heads)
     window = fields.get("attention.sliding_window")
@@ -190,9 +190,7 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
 
 def names(spec: ModelSpec) -> dict[str, Name]:
     """The name table of this spec."""
-    return expand(
-        spec, ROWS, paired=PAIRED if spec.architecture == "llama" else frozenset()
-    )
+    return expand(spec, ROWS, paired=PAIRED if spec.architecture == "llama" else frozenset())
 
 
 ROWS = (

@@ -7,6 +7,7 @@ reference code (wavelengths above `original / low_freq_factor` are divided by `f
 
 from __future__ import annotations
 
+import struct
 from math import inf, pi
 
 from halfbyte.errors import UnsupportedError
@@ -49,9 +50,14 @@ def _llama3(fields: Fields, head_dim: int, theta: float) -> RopeSpec:
             divisors.append(factor)
         else:
             kept = (original / wavelength - low) / (high - low)
-            divisors.append(1.0 / ((1.0 - kept) / factor + kept))
+            divisors.append(_f32(1.0 / ((1.0 - kept) / factor + kept)))
     scaling = f"llama3, factor {factor:g} above {original} positions"
     return RopeSpec(theta=theta, divisors=tuple(divisors), scaling=scaling)
+
+
+def _f32(value: float) -> float:
+    """What a file that stores f32 would say."""
+    return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
 def _proportional(fields: Fields, head_dim: int, theta: float) -> RopeSpec:

@@ -119,12 +119,21 @@ class Checkpoint:
     unused: tuple[str, ...]
     load_assets: Callable[[], TextAssets | None]
 
-    @cached_property
+    @property
     def schemes(self) -> Mapping[str, Scheme]:
+        return self._schemes
+
+    @property
+    def assets(self) -> TextAssets | None:
+        """Read when first asked for: a large vocabulary takes a second."""
+        return self._assets
+
+    @cached_property
+    def _schemes(self) -> Mapping[str, Scheme]:
         return {name: entry.stored.scheme for name, entry in self.entries.items()}
 
     @cached_property
-    def assets(self) -> TextAssets | None:
+    def _assets(self) -> TextAssets | None:
         with _located(self.path):
             return self.load_assets()
 

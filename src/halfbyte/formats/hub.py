@@ -51,15 +51,6 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
 
-def resolve(reference: str, progress: Progress | None = None) -> Path:
-    """The directory or file a reference means: a path that exists, or a name on the hub.
-
-    Raises `InvalidInputError` when it is neither, and what `pull` raises.
-    """
-    path = Path(reference).expanduser()
-    return path if path.exists() else pull(reference, progress)
-
-
 def pull(reference: str, progress: Progress | None = None) -> Path:
     """Fetch what is not cached yet; the directory of the checkpoint, or the path of the GGUF.
 

@@ -60,16 +60,16 @@ def write_manifest(
 
 
 def identity(source: Path) -> dict[str, Any]:
-    """What a checkpoint is, cheaply: its path, and per file its size and the hash of what is small.
+    """What a checkpoint is, cheaply: its name, and per file its size and the hash of what is small.
 
-    Of .gguf and .safetensors files that is the header.
+    Of .gguf and .safetensors files that is the header. Where it lay is nobody else's business.
     """
     facts: dict[str, Any] = {}
     for file in _files(source):
         facts[file.name] = _facts(file)
         if "header_sha256" not in facts[file.name] and file.stat().st_size <= SMALL:
             facts[file.name]["sha256"] = _Hashing(0, None).sha256(file)
-    return {"path": str(source.resolve()), "files": facts}
+    return {"name": source.resolve().name, "files": facts}
 
 
 def check_sizes(artefact: Path) -> bool:

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Activation, AttentionSpec
+from halfbyte.specs import Activation, AttentionSpec, KVType
 
 Array = Any
-KVType = Literal["f32", "bf16", "q8_0"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +87,11 @@ class OpSet(Protocol):
 
     def unpack(self, packed: Array) -> QTensor:
         """The stored tensor again, bit for bit."""
+        ...
+
+    @property
+    def packed_bytes(self) -> int:
+        """What all the tensors packed so far take in memory."""
         ...
 
     def new_kv(self, layout: KVLayout) -> Array:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.kernels.contract import Array, KVLayout, KVType, OpSet, Span
-from halfbyte.specs import LayerSpec, ModelSpec
+from halfbyte.kernels.contract import Array, KVLayout, OpSet, Span
+from halfbyte.specs import KVType, LayerSpec, ModelSpec
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,31 +5,30 @@ An op set that lacks a scheme refuses here, before anything runs, and says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from halfbyte.errors import UnsupportedError
 from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Array, Linear, OpSet
 from halfbyte.models.decoder import Decoder, LayerWeights, Weights
 from halfbyte.specs import ModelSpec
-
-Progress = Callable[[str, int], None]
 
 
 def load(source: Source, ops: OpSet, *, progress: Progress | None = None) -> Decoder:
     """The decoder of a source, its tensors packed for this op set.
 
-    `progress(name, bytes)` is called after each tensor. Peak memory: what the op set keeps, and
-    the largest tensor.
+    Peak memory: what the op set keeps, and the largest tensor.
     """
     packed: dict[str, Array] = {}
+    shapes = {tensor.name: tensor.shape for tensor in source.spec.tensors()}
+    done, total = 0, sum(source.schemes[name].bytes(shape) for name, shape in shapes.items())
     for name, q in source.tensors():
         refusal = ops.refuses(q)
         if refusal is not None:
             raise UnsupportedError(f"the {ops.name} op set cannot run it: {refusal}", where=name)
         packed[name] = ops.pack(q)
+        done += q.nbytes
         if progress is not None:
-            progress(name, q.nbytes)
+            progress(done, total)
     return Decoder(source.spec, _weights(source.spec, packed), ops)
 
 

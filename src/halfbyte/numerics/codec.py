@@ -12,7 +12,7 @@ the integers themselves); `importance` is the one hint it takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from torch import Tensor
 from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
 from halfbyte.numerics import blocks, plain, superblocks
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Scheme
-
-Method = Literal["rtn", "search"]
+from halfbyte.specs import Method, Scheme
 
 TILE = 1 << 20  # weights handled at once; a few f32 temporaries of this size exist at a time
 CONVERT_CHUNK = 1 << 23  # weights decoded at once by `convert`: 32 MiB of f32

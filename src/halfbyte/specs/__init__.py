@@ -4,6 +4,7 @@ Standard library only. All byte arithmetic lives on this floor, so that a plan c
 without torch and without the weights.
 """
 
+from halfbyte.specs.loading import DType, KVType, LoadOptions, Method
 from halfbyte.specs.model import (
     Activation,
     AttentionSpec,
@@ -20,8 +21,12 @@ __all__ = [
     "SCHEMES",
     "Activation",
     "AttentionSpec",
+    "DType",
+    "KVType",
     "LayerSpec",
+    "LoadOptions",
     "MLPSpec",
+    "Method",
     "ModelSpec",
     "Recipe",
     "Request",

@@ -53,10 +53,9 @@ class AnswerStream:
     def _piece(self, text: str) -> Iterator[Piece]:
         if self._heading is not None:
             self._heading += text
-            name, newline, text = self._heading.partition("\n")
+            _, newline, text = self._heading.partition("\n")
             if not newline:
                 return
             self._heading = None
-            del name
         if text:
             yield Piece(text, self._thinking)

@@ -59,6 +59,7 @@ class ReferenceOps:
         self.device = device
         self.activations = activations
         self.exact_rows = exact_rows
+        self.packed_bytes = 0
         self._decoded_left = decoded_bytes
 
     def refuses(self, q: QTensor) -> str | None:
@@ -66,9 +67,11 @@ class ReferenceOps:
 
     def pack(self, q: QTensor) -> Weight:
         size = 4 * int(np.prod(q.shape))
+        self.packed_bytes += q.nbytes
         if size > self._decoded_left:
             return Weight(q)
         self._decoded_left -= size
+        self.packed_bytes += size
         return Weight(q, decode(q, device=self.device))
 
     def unpack(self, packed: Weight) -> QTensor:

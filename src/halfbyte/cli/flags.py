@@ -1,0 +1,67 @@
+"""Flags that several verbs share, each defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from halfbyte.cli.values import length
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+MODEL = click.argument("model")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+METHOD = click.option(
+    "--method",
+    type=click.Choice(["rtn", "search"]),
+    default="search",
+    show_default=True,
+    help="rtn: the format's reference rule. search: the scale of least error.",
+)
+
+DEVICE = _all(
+    click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:INDEX."
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "f32", "bf16"]),
+        default="auto",
+        show_default=True,
+        help="f32 rounds no activations.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="Compute threads."),
+)
+
+CACHE = _all(
+    click.option("--context", type=length, help="Positions of one sequence, e.g. 8k."),
+    click.option(
+        "--kv",
+        type=click.Choice(["bf16", "q8_0", "f32"]),
+        default="bf16",
+        show_default=True,
+        help="How keys and values are kept.",
+    ),
+)
+
+SAMPLING = _all(
+    click.option("--max-tokens", type=click.IntRange(min=1), help="Stop after so many tokens."),
+    click.option("--temperature", type=float, help="0 is greedy."),
+    click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 keeps all."),
+    click.option("--top-p", type=float, help="Keep the likeliest tokens of this total."),
+    click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest."),
+    click.option("--repetition-penalty", type=float, help="Above 1 repeats less."),
+    click.option("--seed", type=int, help="The same seed gives the same tokens."),
+)

@@ -1,0 +1,209 @@
+"""`halfbyte run`: text from a prompt or from stdin, or a chat when there is neither."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from halfbyte.cli import flags
+from halfbyte.cli.console import document, note, progress
+from halfbyte.cli.values import gib
+
+if TYPE_CHECKING:
+    from halfbyte.llm import LLM, Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a prompt becomes ids, and how long and with what noise to go on."""
+
+    raw: bool
+    system: str | None
+    think: bool | None
+    ignore_eos: bool
+    max_tokens: int | None
+    sampling: dict[str, float | int | None]
+
+
+@click.command("run")
+@flags.MODEL
+@click.argument("prompt", required=False)
+@click.option("--raw", is_flag=True, help="Continue the text itself: one BOS and the text.")
+@click.option("--system", help="The system message of the chat.")
+@click.option("--think/--no-think", default=None, help="Let the model think first, or not.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model has ended its answer.")
+@click.option("--stats", is_flag=True, help="Speed and memory, on stderr.")
+@flags.JSON
+@flags.SAMPLING
+@click.option("--recipe", help="Quantize an unquantized model while loading it.")
+@flags.METHOD
+@flags.CACHE
+@flags.DEVICE
+def command(
+    model: str,
+    prompt: str | None,
+    raw: bool,
+    system: str | None,
+    think: bool | None,
+    ignore_eos: bool,
+    stats: bool,
+    as_json: bool,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+    recipe: str | None,
+    method: Any,
+    context: int | None,
+    kv: Any,
+    device: str,
+    dtype: Any,
+    threads: int | None,
+) -> None:
+    """Generate text with MODEL.
+
+    Without a PROMPT it is read from stdin; at a terminal a chat begins. Sampling follows the
+    model's own defaults; --temperature 0 is greedy.
+    """
+    from halfbyte.llm import LLM
+    from halfbyte.specs import LoadOptions
+
+    options = LoadOptions(
+        recipe=recipe,
+        method=method,
+        device=device,
+        dtype=dtype,
+        kv=kv,
+        context=context,
+        threads=threads,
+    )
+    manner = Manner(
+        raw=raw,
+        system=system,
+        think=think,
+        ignore_eos=ignore_eos,
+        max_tokens=max_tokens,
+        sampling={
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": SystemRandom().getrandbits(32) if seed is None else seed,
+        },
+    )
+    if prompt is None and (as_json or not _at_terminal()):
+        prompt = sys.stdin.read()
+    with progress("loading") as report:
+        llm = LLM(model, options, progress=report)
+    if prompt is None:
+        from halfbyte.cli.chat import converse
+
+        converse(llm, manner, stats=stats)
+    else:
+        _answer(llm, prompt, manner, stats=stats, as_json=as_json)
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _answer(llm: LLM, prompt: str, manner: Manner, *, stats: bool, as_json: bool) -> None:
+    if manner.raw:
+        ids = llm.raw_ids(prompt)
+    else:
+        messages = [{"role": "user", "content": prompt}]
+        if manner.system is not None:
+            messages.insert(0, {"role": "system", "content": manner.system})
+        ids = llm.chat_ids(messages, think=manner.think)
+    reply = begin(llm, ids, manner)
+    if as_json:
+        reply.finish()
+        document("run", facts(llm, reply, seed=manner.sampling["seed"]))
+    else:
+        show(reply)
+        if stats:
+            note(summary(llm, reply))
+    warn_if_cut(llm, reply)
+
+
+def begin(llm: LLM, ids: list[int], manner: Manner) -> Reply:
+    """The reply to a prompt of ids, not yet run."""
+    return llm.reply(
+        ids,
+        sampling=llm.sampling(**manner.sampling),  # pyright: ignore[reportArgumentType]
+        max_tokens=manner.max_tokens,
+        ignore_eos=manner.ignore_eos,
+        continues_text=manner.raw,
+    )
+
+
+def show(reply: Reply) -> None:
+    """Writes an answer as it comes; thoughts go dimmed to stderr."""
+    thinking = False
+    for piece in reply:
+        if thinking and not piece.thought:
+            click.echo(err=True)
+        thinking = piece.thought
+        click.echo(
+            click.style(piece.text, dim=True) if thinking else piece.text, nl=False, err=thinking
+        )
+    click.echo()
+
+
+def warn_if_cut(llm: LLM, reply: Reply) -> None:
+    """Says so when the context ended the answer, and not the caller's own limit."""
+    done = reply.completion
+    if done is not None and done.finish_reason == "length":
+        used = done.prompt_tokens + len(done.token_ids)
+        if used >= llm.context:
+            note(f"the context of {llm.context} tokens is full; --context gives more")
+
+
+def facts(llm: LLM, reply: Reply, *, seed: float | int | None) -> dict[str, Any]:
+    """The fields of the JSON document."""
+    done = reply.completion
+    assert done is not None
+    memory = llm.memory
+    return {
+        "text": reply.text,
+        "thought": reply.thought,
+        "token_ids": list(done.token_ids),
+        "finish_reason": done.finish_reason,
+        "seed": seed,
+        "stats": {
+            "prompt_tokens": done.prompt_tokens,
+            "output_tokens": len(done.token_ids),
+            "prefill_s": done.prefill_s,
+            "decode_s": done.decode_s,
+            "decode_tokens_per_s": _rate(done.decode_tokens, done.decode_s),
+            "draft": None,
+            "memory": {**asdict(memory), "planned_bytes": memory.weights_bytes + memory.kv_bytes},
+        },
+    }
+
+
+def summary(llm: LLM, reply: Reply) -> str:
+    """One line for a person."""
+    done = reply.completion
+    assert done is not None
+    memory = llm.memory
+    prefill = _rate(done.prompt_tokens, done.prefill_s) or 0.0
+    decode = _rate(done.decode_tokens, done.decode_s) or 0.0
+    return (
+        f"-- prompt {done.prompt_tokens} tokens, {prefill:.0f} tokens/s"
+        f" | answer {len(done.token_ids)} tokens, {decode:.1f} tokens/s ({done.finish_reason})"
+        f" | weights {gib(memory.weights_bytes)}, cache {gib(memory.kv_bytes)},"
+        f" peak {gib(memory.peak_bytes)} | {llm.decoder.ops.name} ops"
+    )
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if seconds > 0 else None

@@ -1,0 +1,25 @@
+"""Values as people write them: lengths ("8k" is 8192) and temperatures of files and flags."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+
+def length(value: str) -> int:
+    """A number of tokens: 4096, 8k (8192), 1m (1048576)."""
+    match = re.fullmatch(r"(\d+)([kKmM]?)", value)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter(f"'{value}' is no length; write 4096 or 8k")
+    return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+
+
+def gib(size: int) -> str:
+    """Bytes for a person: 5.2 MiB, 6.71 GiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"

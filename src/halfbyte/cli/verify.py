@@ -1,0 +1,31 @@
+"""`halfbyte verify`: every byte against the manifest beside a model, or against the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from halfbyte.cli import flags
+from halfbyte.cli.console import document, progress
+
+
+@click.command("verify")
+@click.argument("model")
+@flags.JSON
+def command(model: str, as_json: bool) -> None:
+    """Hash MODEL (a path with a manifest, or a hub name) and compare; exit 4 on a difference."""
+    from halfbyte.formats import hub, manifest, reference
+
+    path = Path(model).expanduser()
+    with progress("hashing") as report:
+        if model == reference.DEMO:
+            files = manifest.verify(reference.demo_path(), report)
+        elif path.exists():
+            files = manifest.verify(path, report)
+        else:
+            files = hub.verify_hub(model, report)
+    if as_json:
+        document("verify", {"model": model, "files": files, "ok": True})
+    else:
+        click.echo(f"ok: {files} {'file' if files == 1 else 'files'}")

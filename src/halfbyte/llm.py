@@ -1,0 +1,166 @@
+"""A model to talk to: read, load, and answer. The Python face of halfbyte.
+
+    from halfbyte import LLM
+
+    llm = LLM("demo")
+    for piece in llm.reply(llm.chat_ids([{"role": "user", "content": "Who are you?"}])):
+        print(piece.text, end="")
+
+Text lives here and above; the engine below sees ids only. One reply at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from halfbyte.engine.engine import Engine
+from halfbyte.engine.sequence import Completion
+from halfbyte.errors import UnsupportedError
+from halfbyte.formats.progress import Progress
+from halfbyte.kernels.choice import choose
+from halfbyte.models.load import load
+from halfbyte.planner.probe import peak_bytes, resident_bytes
+from halfbyte.quantizer.opening import open_source
+from halfbyte.specs import LoadOptions, ModelSpec, Request, SamplingParams
+from halfbyte.text.answer import AnswerStream, Piece
+from halfbyte.text.assets import TextAssets
+from halfbyte.text.chat import Chat
+from halfbyte.text.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 8192
+# For a model whose makers say nothing about sampling.
+FALLBACK = {"temperature": 0.8, "top_p": 0.95}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes: of the packed weights, of the cache, and the most this process grew to."""
+
+    weights_bytes: int
+    kv_bytes: int
+    peak_bytes: int
+
+
+class LLM:
+    """A loaded model. `model` is whatever the command line takes as MODEL."""
+
+    def __init__(
+        self, model: str, options: LoadOptions | None = None, *, progress: Progress | None = None
+    ) -> None:
+        options = options or LoadOptions()
+        self._resident_before = resident_bytes()
+        source = open_source(model, recipe=options.recipe, method=options.method, progress=progress)
+        self.spec: ModelSpec = source.spec
+        self.assets: TextAssets | None = source.assets
+        ops = choose(options.device, options.dtype, threads=options.threads)
+        self.decoder = load(source, ops, progress=progress)
+        self.context = options.context or min(self.spec.context, DEFAULT_CONTEXT)
+        self.engine = Engine(self.decoder, context=self.context, kv=options.kv)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self._assets())
+
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat(self.tokenizer, self._assets())
+
+    @property
+    def memory(self) -> Memory:
+        return Memory(
+            weights_bytes=self.decoder.ops.packed_bytes,
+            kv_bytes=self.engine.cache_bytes,
+            peak_bytes=max(0, peak_bytes() - self._resident_before),
+        )
+
+    def chat_ids(
+        self, messages: Sequence[Mapping[str, Any]], *, think: bool | None = None
+    ) -> list[int]:
+        """The prompt of a conversation, up to where the model's answer begins."""
+        return self.chat.render(messages, think=think)
+
+    def raw_ids(self, text: str) -> list[int]:
+        """The prompt that continues a text: one BOS, if the model uses one, and the text."""
+        return self.tokenizer.encode_raw(text)
+
+    def sampling(self, *, seed: int = 0, **given: float | None) -> SamplingParams:
+        """The model's own sampling defaults, with what is given (not None) put over them."""
+        defaults = self._assets().generation
+        knobs = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        own = {name: getattr(defaults, name) for name in knobs}
+        if all(value is None for value in own.values()):
+            own |= FALLBACK
+        chosen = {**own, **{name: value for name, value in given.items() if value is not None}}
+        known = {name: value for name, value in chosen.items() if value is not None}
+        parameters = SamplingParams(seed=seed, suppress=frozenset(defaults.suppress_ids))
+        return replace(parameters, **known)
+
+    def reply(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        max_tokens: int | None = None,
+        ignore_eos: bool = False,
+        continues_text: bool = False,
+    ) -> Reply:
+        """What the model says next. `continues_text`: the prompt is text, not a conversation."""
+        request = Request(
+            prompt_ids=tuple(prompt_ids),
+            sampling=sampling or self.sampling(),
+            max_tokens=max_tokens,
+            stop_ids=frozenset() if ignore_eos else self.chat.stop_ids,
+        )
+        decoder = AnswerStream(self.tokenizer, prompt_ids if continues_text else ())
+        return Reply(self.engine, request, decoder)
+
+    def _assets(self) -> TextAssets:
+        if self.assets is None:
+            raise UnsupportedError(
+                "the model has no tokenizer", hint="put its tokenizer.json beside the weights"
+            )
+        return self.assets
+
+
+class Reply:
+    """An answer under way. Iterate over its pieces; then `completion` says how it ended.
+
+    Leaving the iteration early (Ctrl-C too) stops the answer; the model stays usable.
+    """
+
+    def __init__(self, engine: Engine, request: Request, decoder: AnswerStream) -> None:
+        self._engine, self._request, self._decoder = engine, request, decoder
+        self._pieces: list[Piece] = []
+        self.completion: Completion | None = None
+
+    def __iter__(self) -> Iterator[Piece]:
+        for event in self._engine.stream(self._request):
+            if event.token_id is not None:
+                yield from self._keep(self._decoder.push(event.token_id))
+            self.completion = event.completion
+        yield from self._keep(self._decoder.finish())
+
+    def finish(self) -> Completion:
+        """Runs to the end."""
+        for _ in self:
+            pass
+        assert self.completion is not None
+        return self.completion
+
+    @property
+    def text(self) -> str:
+        """What was said so far."""
+        return "".join(piece.text for piece in self._pieces if not piece.thought)
+
+    @property
+    def thought(self) -> str:
+        """What was thought so far."""
+        return "".join(piece.text for piece in self._pieces if piece.thought)
+
+    def _keep(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            self._pieces.append(piece)
+            yield piece

@@ -1,0 +1,1 @@
+"""Where memory goes, before and while a model runs."""

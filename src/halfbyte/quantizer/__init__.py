@@ -1,0 +1,1 @@
+"""From a source to a smaller source on the grid that ships."""

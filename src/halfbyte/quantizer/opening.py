@@ -1,0 +1,46 @@
+"""Opening a model by name, quantized on the way where that is asked for.
+
+The quantized model is kept in the cache folder under the identity of its source, the recipe and
+the method, so that the work is done once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from halfbyte import __version__, env
+from halfbyte.formats.checkpoint import Source, read, write_gguf
+from halfbyte.formats.manifest import check_sizes, identity
+from halfbyte.formats.progress import Progress
+from halfbyte.formats.reference import locate
+from halfbyte.quantizer.pipeline import Quantized
+from halfbyte.specs import Method, recipe_of
+
+
+def open_source(
+    model: str,
+    *,
+    recipe: str | None = None,
+    method: Method = "search",
+    progress: Progress | None = None,
+) -> Source:
+    """The source of a model; a manifest beside it is checked first (sizes and headers)."""
+    path = locate(model, progress)
+    check_sizes(path)
+    source = read(path)
+    if recipe is None:
+        return source
+    quantized = Quantized(source, recipe_of(recipe), method=method)
+    kept = _place(path, quantized)
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_gguf(quantized, kept, progress=progress)
+    return read(kept)
+
+
+def _place(path: Path, quantized: Quantized) -> Path:
+    facts = [identity(path), quantized.recipe.rules, quantized.method, __version__]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return env.cache_dir() / f"{path.stem}-{quantized.recipe.name}-{key}.gguf"

@@ -1,0 +1,68 @@
+"""Quantizing as a source: the tensors of another source, each stored as the recipe says.
+
+Nothing is computed until a tensor is asked for, and one tensor is held at a time, so quantizing
+to a file needs the memory of the largest tensor, whatever the model's size. The integers and
+scales that come out are the bytes a writer stores and a runtime runs.
+
+What it refuses: weights that are already quantized. Rounding somebody's dequantized weights again
+changes 13 to 100 % of the blocks; start from the original checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from halfbyte.errors import InvalidInputError
+from halfbyte.formats.checkpoint import Source
+from halfbyte.numerics.codec import convert
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import Method, ModelSpec, Recipe, Scheme
+from halfbyte.text.assets import TextAssets
+
+
+class Quantized:
+    """A source whose tensors are converted by a recipe on their way through.
+
+    `method`: "rtn" rounds to nearest as the format's reference does, "search" chooses each scale
+    by the least squared error.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe, *, method: Method = "search") -> None:
+        self.recipe = recipe
+        self.method: Method = method
+        self._source = source
+        self.schemes: Mapping[str, Scheme] = {
+            tensor.name: recipe.scheme_for(tensor.name, tensor.shape)
+            for tensor in source.spec.tensors()
+        }
+        _refuse_twice(source.schemes, self.schemes)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._source.spec
+
+    @property
+    def assets(self) -> TextAssets | None:
+        return self._source.assets
+
+    def tensor(self, name: str) -> QTensor:
+        return self._convert(name, self._source.tensor(name))
+
+    def tensors(self) -> Iterator[tuple[str, QTensor]]:
+        for name, q in self._source.tensors():
+            yield name, self._convert(name, q)
+
+    def _convert(self, name: str, q: QTensor) -> QTensor:
+        return convert(q, self.schemes[name], method=self.method)
+
+
+def _refuse_twice(stored: Mapping[str, Scheme], wanted: Mapping[str, Scheme]) -> None:
+    for name, scheme in stored.items():
+        target = wanted[name]
+        # f32 holds every decoded value exactly.
+        if scheme.block > 1 and target.name not in (scheme.name, "f32"):
+            raise InvalidInputError(
+                f"is stored as {scheme.name}; rounding it again to {target.name} would damage it",
+                where=name,
+                hint="quantize the original checkpoint instead",
+            )

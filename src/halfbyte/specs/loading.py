@@ -1,0 +1,28 @@
+"""How a caller wants a model loaded, and the words for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["rtn", "search"]
+DType = Literal["auto", "f32", "bf16"]
+KVType = Literal["f32", "bf16", "q8_0"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded.
+
+    `recipe` quantizes an unquantized checkpoint on the way, by `method`. `device` is "auto", "cpu",
+    "cuda" or "cuda:INDEX"; `dtype` what activations are rounded to; `kv` how keys and values are
+    kept. `context` is the positions of one sequence, None for the model's own up to a default.
+    """
+
+    recipe: str | None = None
+    method: Method = "search"
+    device: str = "auto"
+    dtype: DType = "auto"
+    kv: KVType = "bf16"
+    context: int | None = None
+    threads: int | None = None
