@@ -36,6 +36,8 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/halfbyte run demo "$(PROMPT)" --stats
 
+# One thread: the tests' matrices are small, and threads that wait for a busy core cost tenfold.
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
