@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Small models gain nothing from threads, and threads that wait for each other spin: on a busy
+# machine that is the difference between minutes and hours. Must be set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
