@@ -1,0 +1,173 @@
+"""Our GGUF files in llama.cpp: the same tokens, stops, logits and perplexity as ours.
+
+A model whose linears round their input to int8 amplifies any difference: a sum in another order
+moves a value over a rounding edge, which is a step of 1/127, and so on through the layers. After
+five layers two honest implementations differ by as much as rounding does at all. The yardstick for
+block schemes is therefore llama.cpp itself: its default settings against its plain ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from halfbyte.evals.fidelity import Fidelity, score_rows, summarize
+from halfbyte.evals.reader import Reader
+from halfbyte.evals.texts import Text, Window, cut, read_text
+from halfbyte.formats.checkpoint import read, write_gguf
+from halfbyte.kernels.reference import ReferenceOps
+from halfbyte.kernels.reference.ops import Activations
+from halfbyte.models.load import load
+from halfbyte.quantizer.pipeline import Quantized
+from halfbyte.specs import recipe_of
+from halfbyte.text.chat import Chat
+from halfbyte.text.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.peers
+llamacpp = pytest.importorskip("llamacpp", reason="needs the extra 'peers'")
+
+WINDOWS = 20
+Logits = Callable[[Window], np.ndarray]
+
+
+@pytest.fixture(scope="module", params=["tiny_gemma4", "stories260k"])
+def model(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], Path]:
+    """A checkpoint in a recipe as a GGUF, rounded to nearest; written once."""
+    folder = tmp_path_factory.mktemp("peers")
+
+    def write(model: Path, recipe: str) -> Path:
+        path = folder / f"{model.name}-{recipe}.gguf"
+        if not path.exists():
+            write_gguf(Quantized(read(model), recipe_of(recipe), method="rtn"), path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def books(shared_data: Path) -> Path:
+    return shared_data / "heldout" / "books_heldout.txt"
+
+
+@pytest.fixture
+def peer_of() -> Iterator[Callable[..., object]]:
+    """llama.cpp on a file; closed after the test."""
+    opened: list[llamacpp.LlamaCpp] = []
+
+    def open_(path: Path, *, plain: bool = True) -> llamacpp.LlamaCpp:
+        opened.append(llamacpp.LlamaCpp(path, plain=plain))
+        return opened[-1]
+
+    yield open_
+    for peer in opened:
+        peer.close()
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    assets = read(path).assets
+    assert assets is not None
+    return Tokenizer(assets)
+
+
+def ours(path: Path, activations: Activations = "f32") -> Logits:
+    """The logits of the scored rows of a window, by our decoder."""
+    decoder = load(read(path), ReferenceOps(activations=activations, exact_rows=False))
+    reader = Reader(decoder, 512, "f32")
+    return lambda window: np.concatenate(list(reader.logits(window)))
+
+
+def theirs(peer: llamacpp.LlamaCpp) -> Logits:
+    return lambda window: peer.logits(window.token_ids, window.first)[:-1]
+
+
+def compare(windows: Sequence[Window], model: Logits, reference: Logits) -> Fidelity:
+    scores = [score_rows(np.array(w.targets), model(w), reference(w)) for w in windows]
+    return summarize("books", np.concatenate(scores))
+
+
+def increase(found: Fidelity) -> float:
+    """The perplexity's, as a fraction of the reference's."""
+    assert found.reference_perplexity is not None
+    return found.perplexity / found.reference_perplexity - 1
+
+
+def test_an_f32_export_runs_there_as_here(model: Path, books: Path, export, peer_of) -> None:
+    path = export(model, "f32")
+    windows = cut(read_text(books, tokenizer_of(path)))[:WINDOWS]
+    found = compare(windows, theirs(peer_of(path)), ours(path))
+    print(model.name, "f32", found)
+    assert found.kl is not None and found.same_top1 is not None
+    assert found.same_top1 >= 0.999
+    assert abs(increase(found)) <= 1e-3
+    assert found.kl.mean <= 1e-6
+
+
+@pytest.mark.parametrize("recipe", ["q4_0", "q4_0-pure"])
+def test_a_q4_0_export_runs_there_as_here(
+    model: Path, books: Path, export, peer_of, recipe: str
+) -> None:
+    """As near to llama.cpp as that is to itself with a fused attention and an f16 cache."""
+    path = export(model, recipe)
+    windows = cut(read_text(books, tokenizer_of(path)))[:WINDOWS]
+    plain = theirs(peer_of(path))
+    spread = compare(windows, theirs(peer_of(path, plain=False)), plain)
+    found = compare(windows, plain, ours(path, "q8_0"))
+    print(model.name, recipe, found, "\n llama.cpp with itself", spread)
+    assert found.kl is not None and found.same_top1 is not None
+    assert spread.kl is not None and spread.same_top1 is not None
+    assert found.kl.mean <= max(2e-4, 1.25 * spread.kl.mean)
+    assert found.same_top1 >= min(0.985, spread.same_top1 - 0.01)
+    assert abs(increase(found)) <= 5e-3
+
+
+def test_numbers_equal_published_ones_of_llama_perplexity(
+    tiny_gemma4: Path, books: Path, export, peer_of
+) -> None:
+    """The figures in the model's README: its 60 first windows, cut from llama.cpp's own tokens."""
+    path = export(tiny_gemma4, "f32")
+    peer = peer_of(path)
+    ids = peer.encode(books.read_text(encoding="utf-8"), special=False)
+    windows = cut(Text(name="books", token_ids=ids, bos=peer.leading))[:60]
+    exact = ours(path)
+    for recipe, divergence, growth in (("q4_0-pure", 0.0544, 0.065), ("q4_0", 0.0312, 0.039)):
+        found = compare(windows, ours(export(tiny_gemma4, recipe), "q8_0"), exact)
+        print(recipe, found)
+        assert found.kl is not None
+        assert found.reference_perplexity == pytest.approx(163.76, rel=1e-4)
+        assert found.kl.mean == pytest.approx(divergence, rel=0.03)
+        assert increase(found) == pytest.approx(growth, abs=0.003)
+
+
+@pytest.mark.parametrize("text", ["heldout/books_heldout.txt", "calibration/multilingual.utf8"])
+def test_tokens_are_the_same(model: Path, shared_data: Path, export, peer_of, text: str) -> None:
+    """For gemma4, llama.cpp cuts at line breaks before it merges, as Gemma's vocabulary allows.
+
+    That of tiny-gemma4 has pieces across line breaks; it is compared between them.
+    """
+    path = export(model, "f32")
+    tokenizer, peer = tokenizer_of(path), peer_of(path)
+    content = (shared_data / text).read_text(encoding="utf-8")
+    gemma = read(path).spec.family == "gemma4"
+    parts = re.findall(r"[^\n]+|\n+", content) if gemma else [content]
+    expected = [token_id for part in parts for token_id in tokenizer.encode(part, special=False)]
+    assert peer.encode(content, special=False) == expected
+    assert peer.leading == tokenizer.with_bos([])
+
+
+def test_answers_stop_there_where_they_stop_here(model: Path, export, peer_of) -> None:
+    path = export(model, "f32")
+    assets = read(path).assets
+    assert assets is not None
+    peer = peer_of(path)
+    stops = Chat(Tokenizer(assets), assets).stop_ids
+    print(model.name, "stops", sorted(stops), "llama.cpp's", sorted(peer.stop_ids))
+    assert stops and stops <= peer.stop_ids
