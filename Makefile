@@ -7,7 +7,7 @@
 # PYTHON=...       an interpreter of your choice (3.11 to 3.13, with the venv module)
 # TORCH_INDEX=...  PyTorch's CPU wheel index, used for that one package where there is no NVIDIA
 #                  driver; without it the CPU machine takes what the default index offers
-# PROMPT="..."     what `make demo` asks
+# PROMPT="..."     what `make demo` continues
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,7 +19,7 @@ USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info 
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 	"$$name" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$name" && break; done)
 TORCH_INDEX ?=
-PROMPT ?= How do I make a cup of tea?
+PROMPT ?= My dear Jane, I have
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +34,7 @@ help:
 	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed
-	$(BIN)/halfbyte run demo "$(PROMPT)" --stats
+	$(BIN)/halfbyte run demo --raw "$(PROMPT)" --temperature 0.7 --seed 3 --max-tokens 80 --stats
 
 # One thread: the tests' matrices are small, and threads that wait for a busy core cost tenfold.
 test: export OMP_NUM_THREADS := 1

@@ -55,7 +55,7 @@ class LLM:
         source = open_source(model, recipe=options.recipe, method=options.method, progress=progress)
         self.spec: ModelSpec = source.spec
         self.assets: TextAssets | None = source.assets
-        ops = choose(options.device, options.dtype, threads=options.threads)
+        ops = choose(self.spec, options.device, options.dtype, threads=options.threads)
         self.decoder = load(source, ops, progress=progress)
         self.context = options.context or min(self.spec.context, DEFAULT_CONTEXT)
         self.engine = Engine(self.decoder, context=self.context, kv=options.kv)

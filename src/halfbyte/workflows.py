@@ -76,7 +76,8 @@ def _write(
     path = _gguf_path(target)
     if path.exists() and path.samefile(place):
         raise InvalidInputError("the model itself is there; choose another -o", where=path)
-    write_gguf(source, path, progress=progress)
+    named = {"general.name": place.resolve().stem if place.is_file() else place.resolve().name}
+    write_gguf(source, path, extra_metadata=named, progress=progress)
     artefact = path if target.suffix == ".gguf" else target
     manifest = write_manifest(artefact, source=place, recipe=recipe, method=method)
     return Artefact(
@@ -121,8 +122,14 @@ def evaluate(
     if assets is None:
         raise InvalidInputError("neither model has a tokenizer", where=model)
     tokenizer = Tokenizer(assets)
-    decoder = load(source, choose(options.device, options.dtype, threads=options.threads))
-    reference = None if against is None else load(base, choose(options.device, "f32"))
+    decoder = load(
+        source, choose(source.spec, options.device, options.dtype, threads=options.threads)
+    )
+    reference = (
+        None
+        if against is None
+        else load(base, choose(base.spec, options.device, "f32", threads=options.threads))
+    )
     return [
         measure(
             decoder,

@@ -74,12 +74,7 @@ def _attend_whole(
 
 def _products(tiles_BGTX: Tensor, right_GXY: Tensor) -> Tensor:
     """[B, G, T, Y]: one product of one shape per tile and head group."""
-    return torch.stack(
-        [
-            torch.stack([tile[g] @ right_GXY[g] for g in range(right_GXY.shape[0])])
-            for tile in tiles_BGTX
-        ]
-    )
+    return torch.matmul(tiles_BGTX, right_GXY)
 
 
 def _tiles(q_TND: Tensor, kv_heads: int) -> Tensor:
