@@ -14,7 +14,7 @@ run with it, on chunking, on the ring's offset, on the pages, or on the thread c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,6 +70,18 @@ class Linear:
 
     weight: Array
     bias: Array | None = None
+
+
+Graph = Callable[[Rows, Sequence[int]], Array]
+"""A model's forward in terms of ops: (rows, wanted rows) -> logits [wanted, V]."""
+
+
+class Step(Protocol):
+    """A forward that is ready to run, any number of rows at a time."""
+
+    def __call__(self, rows: Rows, wanted: Sequence[int]) -> np.ndarray:
+        """Logits [len(wanted), V] f32. What is returned may be overwritten by the next step."""
+        ...
 
 
 class OpSet(Protocol):
@@ -160,6 +172,6 @@ class OpSet(Protocol):
         """[R, V]: `x @ head.T`, then `softcap * tanh(. / softcap)` if there is one. f32."""
         ...
 
-    def to_numpy(self, x: Array) -> np.ndarray:
-        """The array on the host, f32."""
+    def step(self, graph: Graph) -> Step:
+        """The graph as a step: run op by op each time, or recorded once and replayed."""
         ...

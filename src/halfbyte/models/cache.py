@@ -8,11 +8,11 @@ and which ring a sequence gets is decided upstairs (integers); this file owns th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.kernels.contract import Array, KVLayout, OpSet, Span
+from halfbyte.kernels.contract import Array, Graph, KVLayout, OpSet, Span
 from halfbyte.specs import KVType, LayerSpec, ModelSpec
 
 
@@ -69,11 +69,21 @@ class CacheShape:
 
 
 class Cache:
-    """The cells of every layer. Sequences enter with a `Slot`."""
+    """The cells of every layer, and the step that runs a model over them.
 
-    def __init__(self, spec: ModelSpec, ops: OpSet, shape: CacheShape) -> None:
+    Sequences enter with a `Slot`. `graph` is the model's forward, given the layers' cells.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        ops: OpSet,
+        shape: CacheShape,
+        graph: Callable[[Sequence[Array]], Graph],
+    ) -> None:
         self.shape = shape
         self.layers: Sequence[Array] = [ops.new_kv(shape.layout(layer)) for layer in spec.layers]
+        self.step = ops.step(graph(self.layers))
 
     @property
     def nbytes(self) -> int:

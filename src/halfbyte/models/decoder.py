@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.kernels.contract import Array, Linear, OpSet, Rows
+from halfbyte.kernels.contract import Array, Graph, Linear, OpSet, Rows
 from halfbyte.models.cache import Cache, CacheShape, Slot
 from halfbyte.specs import LayerSpec, ModelSpec
 
@@ -68,20 +68,19 @@ class Decoder:
         self.ops = ops
 
     def new_cache(self, shape: CacheShape) -> Cache:
-        return Cache(self.spec, self.ops, shape)
+        return Cache(self.spec, self.ops, shape, self._graph)
 
     def forward(self, chunks: Sequence[Chunk], cache: Cache) -> np.ndarray:
         """Logits [wanted rows, V] f32 of the chunks, in order; their slots move forward."""
-        return self.ops.to_numpy(self.logits(self.hidden(chunks, cache)))
+        return cache.step(self._rows(chunks, cache), _wanted_rows(chunks))
 
-    def hidden(self, chunks: Sequence[Chunk], cache: Cache) -> Array:
-        """The normed final states of the wanted rows [rows, H]: what the head is applied to."""
-        return self.states(self._rows(chunks, cache), cache.layers, _wanted_rows(chunks))
+    def _graph(self, caches: Sequence[Array]) -> Graph:
+        return lambda rows, wanted: self.logits(self.states(rows, caches, wanted))
 
     def states(
         self, rows: Rows, caches: Sequence[Array], wanted: Sequence[int] | None = None
     ) -> Array:
-        """The same for rows and caches of the caller's making; all rows unless `wanted`."""
+        """The normed final states [R, H] that the head is applied to; all rows unless `wanted`."""
         x = self.ops.embed(rows, self.weights.embed, self.spec.embed_scale)
         for layer, weights, kv in zip(self.spec.layers, self.weights.layers, caches, strict=True):
             x = self._layer(x, layer, weights, rows, kv)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halfbyte.kernels.contract import KVLayout, Linear, Rows
+from halfbyte.kernels.contract import Graph, KVLayout, Linear, Rows, Step
 from halfbyte.kernels.reference.attention import ROW_TILE, attend_span
 from halfbyte.kernels.reference.kv import KV, ReferenceKV, fake_q8
 from halfbyte.kernels.reference.rope import rotate, rotation
@@ -157,8 +157,12 @@ class ReferenceOps:
         z = self.linear(x, Linear(weight=head))
         return z if softcap is None else softcap * torch.tanh(z / softcap)
 
-    def to_numpy(self, x: Tensor) -> np.ndarray:
-        return x.detach().to("cpu", torch.float32).numpy()
+    def step(self, graph: Graph) -> Step:
+        def run(rows: Rows, wanted: Sequence[int]) -> np.ndarray:
+            with torch.no_grad():
+                return graph(rows, wanted).to("cpu", torch.float32).numpy()
+
+        return run
 
     def _dense(self, weight: Weight) -> Tensor:
         if weight.dense is not None:
