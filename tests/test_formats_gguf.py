@@ -227,7 +227,7 @@ BAD: dict[str, tuple[bytes, type[HalfbyteError], str]] = {
     "beyond the file": (made(infos=[info("w", [17])]), IntegrityError, "has .* bytes .* ends at"),
     "far beyond": (made(infos=[info("w", [8], offset=2**63)]), IntegrityError, "ends at"),
     "overlap": (made(infos=[info("v", [8]), info("w", [8])]), IntegrityError, "overlap"),
-    "Q5_K": (made(infos=[info("w", [256], 13)]), UnsupportedError, "'w' .* Q5_K"),
+    "IQ3_S": (made(infos=[info("w", [256], 21)]), UnsupportedError, "'w' .* IQ3_S"),
     "type 999": (made(infos=[info("w", [8], 999)]), UnsupportedError, "'w' .* 999"),
 }
 

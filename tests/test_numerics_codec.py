@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
+from halfbyte.formats.finite import SCALES
 from halfbyte.numerics import QTensor, codec
 from halfbyte.numerics.codec import CODECS, Method, convert, decode, encode
-from halfbyte.specs import SCHEMES, scheme_of
+from halfbyte.specs import SCHEMES, lossless_target, scheme_of
+from halfbyte.specs.scheme import HOLDERS
 
 ENCODABLE = [name for name, (_, encoder) in CODECS.items() if encoder]
 Q5_0, Q5_1 = 7, 8  # the types in the golden files, not those of GGUF
@@ -38,10 +40,8 @@ def _bytes(name: str, rows: int, blocks: int, seed: int) -> QTensor:
     data = np.random.default_rng(seed).integers(
         0, 256, (rows * blocks, scheme.block_bytes), dtype=np.uint8
     )
-    for at in {"f16": [0], "q4_1": [0, 2], "q5_1": [0, 2], "q4_k": [0, 2], "q6_k": [208]}.get(
-        name, [0] if name.startswith("q") else []
-    ):
-        data[:, at + 1] &= 0xBF  # clears the top exponent bit: below 2, subnormals included
+    first, last = (0, 2) if name == "f16" else SCALES.get(name, (0, 0))
+    data[:, first + 1 : last : 2] &= 0xBF  # clears the top exponent bit: below 2, subnormals too
     return QTensor(scheme, (rows, blocks * scheme.block), data.reshape(rows, -1))
 
 
@@ -166,6 +166,41 @@ def test_tiles_and_chunks_leave_no_trace(
     np.testing.assert_array_equal(convert(source, scheme, method=method).data, converted.data)
     by_hand = encode(decode(source), scheme, method=method)
     np.testing.assert_array_equal(by_hand.data, converted.data)
+
+
+@pytest.mark.parametrize(("name", "holder"), HOLDERS.items())
+def test_a_holder_takes_every_value_exactly(name: str, holder: str) -> None:
+    q = _bytes(name, rows=7, blocks=6, seed=4)
+    held = convert(q, scheme_of(holder), method="search")
+    assert held.scheme.name == holder and held.shape == q.shape
+    values = decode(q)
+    assert torch.equal(decode(held), values)  # -0 and 0 are one value
+    np.testing.assert_array_equal(_theirs(held.data, holder), values.numpy())
+    assert torch.equal(decode(convert(held, scheme_of("f32"))), values)
+
+
+def test_what_loses_nothing_is_found() -> None:
+    def target(name: str, *available: str) -> str:
+        return lossless_target(scheme_of(name), [scheme_of(item) for item in available]).name
+
+    native = ("f32", "f16", "bf16", "q8_0", "q4_0", "q6_k")
+    assert [target(name, *native) for name in native] == list(native)
+    assert {name: target(name, *native) for name in SCHEMES if name not in native} == {
+        "q5_0": "q8_0", "iq4_nl": "q8_0", "q3_k": "q6_k", "q4_1": "f32", "q5_1": "f32",
+        "q2_k": "f32", "q4_k": "f32", "q5_k": "f32", "iq4_xs": "f32",
+    }  # fmt: skip
+    assert target("q5_0", "f16", "f32") == "f32"
+    with pytest.raises(UnsupportedError, match="among f16, q8_0 holds bf16"):
+        target("bf16", "f16", "q8_0")
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name not in HOLDERS])
+def test_no_smaller_scheme_would_do(name: str) -> None:
+    """f32 is the honest answer for the others: neither 16-bit float holds what they decode to."""
+    values = decode(_bytes(name, rows=7, blocks=6, seed=4))
+    for plain in {"f16": torch.float16, "bf16": torch.bfloat16}.items():
+        if name not in ("f32", plain[0]):
+            assert not torch.equal(values.to(plain[1]).float(), values)
 
 
 def test_converting_to_the_same_scheme_returns_the_tensor_itself() -> None:

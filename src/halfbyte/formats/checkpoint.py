@@ -49,8 +49,13 @@ FILE_TYPES = {
     "q8_0": 7,
     "q5_0": 8,
     "q5_1": 9,
+    "q2_k": 10,
+    "q3_k": 12,
     "q4_k": 15,
+    "q5_k": 17,
     "q6_k": 18,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
     "bf16": 32,
 }
 FROZEN = 1e30  # the stored divisor of a pair that does not rotate

@@ -1,4 +1,4 @@
-"""The block schemes of 32 weights: q8_0, q4_0, q4_1, q5_0, q5_1. One scale (and minimum) in fp16.
+"""The schemes of 32 weights: q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl. fp16 scales (and minima).
 
 Functions map f32 [n, 32] <-> bytes uint8 [n, block_bytes] on any device, block by block. Decoding
 and rounding to nearest agree with the `gguf` package bit for bit, including its
@@ -10,6 +10,7 @@ go away from zero. A search keeps the format and chooses a better scale (`scales
     q4_1   d fp16 | m fp16 | 16 nibble pairs            d * q + m
     q5_0   d fp16 | 32 fifth bits | 16 nibble pairs     d * (q - 16)
     q5_1   d fp16 | m fp16 | 32 fifth bits | 16 pairs   d * q + m
+    iq4_nl d fp16 | 16 nibble pairs                     d * LEVELS[q]
 
 Byte j of the pairs holds weight j (low) and weight j + 16 (high). Source: ggml-quants.c.
 """
@@ -31,10 +32,12 @@ from halfbyte.numerics.scales import Grid, inverse, nearest, search, signed_extr
 
 Q4_GRID = Grid(low=-8, high=7)
 Q8_GRID = Grid(low=-127, high=127)
+# Denser around 0, as weights are. Of iq4_nl and iq4_xs.
+LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 def decode_q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].view(torch.int8).float().mul_(read_half(blocks[:, :2]))
+    return _scaled(blocks[:, 2:].view(torch.int8), blocks)
 
 
 def encode_q8_0(x: Tensor, by_search: bool, weights: Tensor | None) -> Tensor:
@@ -48,7 +51,12 @@ def encode_q8_0(x: Tensor, by_search: bool, weights: Tensor | None) -> Tensor:
 
 
 def decode_q4_0(blocks: Tensor) -> Tensor:
-    return read_nibbles(blocks[:, 2:]).float().sub_(8).mul_(read_half(blocks[:, :2]))
+    return _scaled(integers_q4_0(blocks), blocks)
+
+
+def integers_q4_0(blocks: Tensor) -> Tensor:
+    """int8 [n, 32] in -8..7."""
+    return read_nibbles(blocks[:, 2:]).to(torch.int8).sub_(8)
 
 
 def encode_q4_0(x: Tensor, by_search: bool, weights: Tensor | None) -> Tensor:
@@ -68,17 +76,41 @@ def decode_q4_1(blocks: Tensor) -> Tensor:
 
 
 def decode_q5_0(blocks: Tensor) -> Tensor:
-    return _five_bits(blocks[:, 2:]).sub_(16).mul_(read_half(blocks[:, :2]))
+    return _scaled(integers_q5_0(blocks), blocks)
+
+
+def integers_q5_0(blocks: Tensor) -> Tensor:
+    """int8 [n, 32] in -16..15."""
+    return _five_bits(blocks[:, 2:]).to(torch.int8).sub_(16)
 
 
 def decode_q5_1(blocks: Tensor) -> Tensor:
     scale, minimum = read_half(blocks[:, :4]).split(1, dim=1)
-    return _five_bits(blocks[:, 4:]).mul_(scale).add_(minimum)
+    return _five_bits(blocks[:, 4:]).float().mul_(scale).add_(minimum)
+
+
+def decode_iq4_nl(blocks: Tensor) -> Tensor:
+    return _scaled(integers_iq4_nl(blocks), blocks)
+
+
+def integers_iq4_nl(blocks: Tensor) -> Tensor:
+    """int8 [n, 32], each one of `LEVELS`."""
+    return levels(read_nibbles(blocks[:, 2:]))
+
+
+def levels(nibbles: Tensor) -> Tensor:
+    """The number that each nibble stands for: uint8 -> int8, same shape."""
+    return torch.tensor(LEVELS, dtype=torch.int8, device=nibbles.device)[nibbles.int()]
+
+
+def _scaled(integers: Tensor, blocks: Tensor) -> Tensor:
+    """int8 [n, 32] times the scale in the first two bytes of each block."""
+    return integers.float().mul_(read_half(blocks[:, :2]))
 
 
 def _five_bits(field: Tensor) -> Tensor:
-    """4 bytes of fifth bits and 16 nibble pairs -> f32 [n, 32] in 0..31."""
-    return (read_nibbles(field[:, 4:]) | (read_bits(field[:, :4]) << 4)).float()
+    """4 bytes of fifth bits and 16 nibble pairs -> uint8 [n, 32] in 0..31."""
+    return read_nibbles(field[:, 4:]) | (read_bits(field[:, :4]) << 4)
 
 
 def _round_half_away(x: Tensor) -> Tensor:

@@ -47,8 +47,31 @@ CODECS: dict[str, Codec] = {
     "q4_1": Codec(blocks.decode_q4_1, None),
     "q5_0": Codec(blocks.decode_q5_0, None),
     "q5_1": Codec(blocks.decode_q5_1, None),
+    "iq4_nl": Codec(blocks.decode_iq4_nl, None),
+    "q2_k": Codec(superblocks.decode_q2_k, None),
+    "q3_k": Codec(superblocks.decode_q3_k, None),
     "q4_k": Codec(superblocks.decode_q4_k, None),
+    "q5_k": Codec(superblocks.decode_q5_k, None),
     "q6_k": Codec(superblocks.decode_q6_k, superblocks.encode_q6_k),
+    "iq4_xs": Codec(superblocks.decode_iq4_xs, None),
+}
+
+
+def _to_q8_0(integers: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Blocks of 32 integers under an fp16 scale are q8_0's with the same scale."""
+    return lambda stored: torch.cat([stored[:, :2], integers(stored).view(torch.uint8)], dim=1)
+
+
+def _q3_k_to_q6_k(stored: Tensor) -> Tensor:
+    return superblocks.q6_k_of(stored[:, 108:], *superblocks.parts_q3_k(stored))
+
+
+# (from, to) -> bytes to bytes, without a rounding; the pairs of `specs.scheme.HOLDERS`.
+REPACKS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("q4_0", "q8_0"): _to_q8_0(blocks.integers_q4_0),
+    ("q5_0", "q8_0"): _to_q8_0(blocks.integers_q5_0),
+    ("iq4_nl", "q8_0"): _to_q8_0(blocks.integers_iq4_nl),
+    ("q3_k", "q6_k"): _q3_k_to_q6_k,
 }
 
 
@@ -94,17 +117,29 @@ def encode(
 def convert(q: QTensor, scheme: Scheme, *, method: Method = "rtn") -> QTensor:
     """The same tensor in another scheme; the same scheme returns `q` itself.
 
+    Exact, whatever the method, where `scheme` holds all that `q.scheme` does (`lossless_target`).
     Goes by chunks of rows: the peak is the result and one chunk of about 32 MiB. Raises as
     `encode` does. Never use it to move quantized weights between two files of one scheme.
     """
     if scheme == q.scheme:
         return q
+    repack = REPACKS.get((q.scheme.name, scheme.name))
+    if repack is not None:
+        return _repacked(q, scheme, repack)
     _encoder(scheme)
     data = np.empty((q.num_rows, scheme.row_bytes(q.width)), dtype=np.uint8)
     step = max(1, CONVERT_CHUNK // q.width)
     for start in range(0, q.num_rows, step):
         stop = min(start + step, q.num_rows)
         data[start:stop] = encode(decode(q.rows(start, stop)), scheme, method=method).data
+    return QTensor(scheme, q.shape, data)
+
+
+def _repacked(q: QTensor, scheme: Scheme, repack: Callable[[Tensor], Tensor]) -> QTensor:
+    data = np.empty((q.num_rows, scheme.row_bytes(q.width)), dtype=np.uint8)
+    stored = torch.from_numpy(data).view(-1, scheme.block_bytes)
+    for start, stop in _tiles(len(stored), q.scheme):
+        stored[start:stop] = repack(torch.tensor(q.blocks[start:stop]))
     return QTensor(scheme, q.shape, data)
 
 

@@ -52,3 +52,9 @@ def read_bits(field: Tensor) -> Tensor:
     """[n, m] bytes -> uint8 [n, 8 * m] of 0 and 1, least significant bit first."""
     places = torch.arange(8, dtype=torch.uint8, device=field.device)
     return ((field[..., None] >> places) & 1).flatten(-2)
+
+
+def read_pairs(field: Tensor) -> Tensor:
+    """[..., m] bytes -> uint8 [..., 4 * m] in 0..3: the lowest pairs first, then the next."""
+    places = torch.arange(0, 8, 2, dtype=torch.uint8, device=field.device)[:, None]
+    return ((field.unsqueeze(-2) >> places) & 3).flatten(-2)

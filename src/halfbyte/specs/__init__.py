@@ -15,7 +15,14 @@ from halfbyte.specs.model import (
     TensorSpec,
 )
 from halfbyte.specs.request import Request, SamplingParams
-from halfbyte.specs.scheme import SCHEMES, Recipe, Scheme, recipe_of, scheme_of
+from halfbyte.specs.scheme import (
+    SCHEMES,
+    Recipe,
+    Scheme,
+    lossless_target,
+    recipe_of,
+    scheme_of,
+)
 
 __all__ = [
     "SCHEMES",
@@ -34,6 +41,7 @@ __all__ = [
     "SamplingParams",
     "Scheme",
     "TensorSpec",
+    "lossless_target",
     "recipe_of",
     "scheme_of",
 ]

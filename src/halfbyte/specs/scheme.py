@@ -9,7 +9,7 @@ not suit the scheme, the scheme's fallback is taken, so a recipe always resolves
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -61,10 +61,19 @@ SCHEMES: dict[str, Scheme] = {
         _scheme("q4_1", 32, 20, 3, "f16"),
         _scheme("q5_0", 32, 22, 6, "f16"),
         _scheme("q5_1", 32, 24, 7, "f16"),
+        _scheme("iq4_nl", 32, 18, 20, "f16"),
+        _scheme("q2_k", 256, 84, 10, "q4_0"),
+        _scheme("q3_k", 256, 110, 11, "q4_0"),
         _scheme("q4_k", 256, 144, 12, "q4_0"),
+        _scheme("q5_k", 256, 176, 13, "q5_1"),
         _scheme("q6_k", 256, 210, 14, "q8_0"),
+        _scheme("iq4_xs", 256, 136, 23, "iq4_nl"),
     )
 }
+
+# The schemes that hold every value of another exactly, besides f32, which holds them all. q3_k's
+# scales and integers are a part of q6_k's; an integer times an fp16 scale is q8_0.
+HOLDERS = {"q4_0": "q8_0", "q5_0": "q8_0", "iq4_nl": "q8_0", "q3_k": "q6_k"}
 
 
 def scheme_of(name: str) -> Scheme:
@@ -74,6 +83,19 @@ def scheme_of(name: str) -> Scheme:
     except KeyError:
         known = ", ".join(SCHEMES)
         raise UnsupportedError(f"unknown scheme '{name}'", hint=f"known: {known}") from None
+
+
+def lossless_target(scheme: Scheme, available: Collection[Scheme]) -> Scheme:
+    """The smallest of the available schemes that holds exactly what `scheme` does; itself if there.
+
+    `halfbyte.numerics.codec.convert` goes there without a rounding. Raises `UnsupportedError`.
+    """
+    holders = (scheme.name, HOLDERS.get(scheme.name), "f32")
+    for candidate in (SCHEMES[name] for name in holders if name):
+        if candidate in available:
+            return candidate
+    names = ", ".join(other.name for other in available)
+    raise UnsupportedError(f"nothing among {names} holds {scheme.name} without a loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
