@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vocabulary_files import tokenizes_in_llama_cpp
 
 from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.text.assets import (
@@ -279,8 +279,8 @@ def test_bad_vocabularies_are_refused(tokens: list[str], merges: list[str]) -> N
 
 
 def test_unknown_kinds_are_named() -> None:
-    with pytest.raises(UnsupportedError, match="gpt-2, llama-bpe, qwen2"):
-        assets_from_metadata(_gpt2_metadata(["a"], [], pre="tekken"))
+    with pytest.raises(UnsupportedError, match="gpt-2, gpt-4o, lfm2"):
+        assets_from_metadata(_gpt2_metadata(["a"], [], pre="falcon"))
     with pytest.raises(UnsupportedError, match="llama, gemma4, gpt2"):
         assets_from_metadata({"tokenizer.ggml.model": "bert"})
     assert assets_from_metadata({"general.architecture": "llama"}) is None
@@ -342,45 +342,11 @@ def test_token_types_as_llama_cpp_expects_them(tiny_gemma4: Path) -> None:
 
 @pytest.mark.peers
 def test_llama_cpp_tokenizes_what_we_write_as_we_do(assets: TextAssets, tmp_path: Path) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp")
-    model = assets.vocabulary.model
-    pres = ("gpt-2", "default", "llama-bpe", "qwen2") if model == "gpt2" else ("default",)
     # llama.cpp cuts Gemma 4's texts at line ends, because the real vocabulary has no token that
     # goes across one; the tiny model's has some.
     texts = [*map(_runs, range(200)), "<bos><|turn>user\nx<turn|>\n<s>I'LL \U0001f600 é ½ 12345"]
-    texts = [text.replace("\n", " ") if model == "gemma4" else text for text in texts]
-    for pre in pres:
-        variant = replace(assets, vocabulary=replace(assets.vocabulary, pre=pre))
-        path = tmp_path / f"{pre}.gguf"
-        _write_vocabulary(path, assets_to_metadata(variant))
-        theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-        ours = Tokenizer(variant)
-        for text in texts:
-            assert ours.encode(text, special=True) == theirs.tokenize(
-                text.encode(), add_bos=False, special=True
-            )
-
-
-def _write_vocabulary(path: Path, metadata: dict[str, Any]) -> None:
-    writer = gguf.GGUFWriter(str(path), "llama")
-    for name in (
-        "context_length",
-        "embedding_length",
-        "block_count",
-        "feed_forward_length",
-        "head_count",
-    ):
-        getattr(writer, f"add_{name}")(8)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(8)
-    for key, value in metadata.items():
-        if key.endswith("_id"):
-            writer.add_uint32(key, value)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-        else:
-            kinds = {bool: writer.add_bool, int: writer.add_int32, float: writer.add_float32}
-            kinds.get(type(value), writer.add_string)(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    if assets.vocabulary.model == "gemma4":
+        texts = [text.replace("\n", " ") for text in texts]
+    theirs, ours = tokenizes_in_llama_cpp(assets, tmp_path), Tokenizer(assets)
+    for text in texts:
+        assert ours.encode(text, special=True) == theirs(text)

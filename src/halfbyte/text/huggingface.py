@@ -151,6 +151,11 @@ def _pre(document: Mapping[str, Any]) -> str:
         ):
             pre = "gpt-2"
         case [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, **rest},
+        ] if rest.get("use_regex", True):
+            pre = "smollm"
+        case [
             {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
         ]:
