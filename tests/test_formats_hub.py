@@ -1,234 +1,531 @@
-"""The hub, played by a small server on 127.0.0.1 that speaks its protocol."""
+"""Hugging Face and ModelScope, played by small servers on 127.0.0.1 that speak their protocols."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
-from collections.abc import Generator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
+from fake_hub import COMMIT, LONGEST_S, REPO, FakeHub, Fault, git_sha1, serving, sha256
 
-from halfbyte.errors import DoesNotFitError, IntegrityError, InvalidInputError, NetworkError
+from halfbyte.errors import (
+    DoesNotFitError,
+    HalfbyteError,
+    IntegrityError,
+    InvalidInputError,
+    NetworkError,
+    UnsupportedError,
+)
 from halfbyte.formats import hub
 from halfbyte.formats.checkpoint import read
+from halfbyte.formats.hub.client import Patience
+from halfbyte.formats.hub.names import parse_name, pick
 from halfbyte.formats.reference import locate
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REPO = "maker/model"
-
-
-def git_sha1(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-@dataclass
-class FakeHub:
-    """`files` of one repository; `sent` is what goes over the wire where it differs."""
-
-    address: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    sent: dict[str, bytes] = field(default_factory=dict)
-    status: int = 200
-    error_code: str = ""
-    requests: list[tuple[str, str]] = field(default_factory=list)
-    tokens: dict[str, str] = field(default_factory=dict)
-
-    def fetched(self) -> list[str]:
-        return sorted(
-            path.rsplit("/", 1)[1]
-            for verb, path in self.requests
-            if verb == "GET" and "/resolve/" in path
-        )
-
-    def listing(self) -> dict[str, Any]:
-        siblings: list[dict[str, Any]] = []
-        for name, data in self.files.items():
-            item: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_sha1(data)}
-            if is_large(name):
-                sha256 = hashlib.sha256(data).hexdigest()
-                item["lfs"] = {"sha256": sha256, "size": len(data), "pointerSize": 130}
-            siblings.append(item)
-        return {"_id": "1", "id": REPO, "modelId": REPO, "sha": COMMIT, "siblings": siblings}
-
-
-def is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".gguf", ".bin"))
-
-
-class Handler(BaseHTTPRequestHandler):
-    hub: FakeHub
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append((self.command, path))
-        self.hub.tokens[path] = self.headers.get("Authorization", "")
-        if self.hub.status != 200:
-            return self.send(self.hub.status, b"{}", {"X-Error-Code": self.hub.error_code})
-        if path == f"/api/models/{REPO}/revision/main":
-            return self.send(200, json.dumps(self.hub.listing()).encode(), {})
-        name = path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
-        if name not in self.hub.files:
-            return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        data = self.hub.files[name]
-        etag = hashlib.sha256(data).hexdigest() if is_large(name) else git_sha1(data)
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        return self.send(200, self.hub.sent.get(name, data), headers)
-
-    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        span = self.headers.get("Range")
-        if span and status == 200:
-            first, _, last = span.removeprefix("bytes=").partition("-")
-            headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
-            status, body = 206, body[int(first) : int(last) + 1 if last else None]
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+QUICK = Patience(timeout_s=5.0, attempts=3, asks=3, pause_s=0.01, longest_wait_s=1.0)
+IMPATIENT = Patience(timeout_s=0.3, attempts=3, asks=3, pause_s=0.01, longest_wait_s=1.0)
+HUBS: tuple[hub.HubId, ...] = ("huggingface", "modelscope")
+PULL = "import sys; from halfbyte.cli import main; sys.argv = ['halfbyte', *sys.argv[1:]]; main()"
 
 
 @pytest.fixture
 def fake(tmp_path: Path, stories260k: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[FakeHub]:
     """A hub with stories260K, and files that nobody should fetch."""
-    state = FakeHub(files={file.name: file.read_bytes() for file in stories260k.iterdir()})
-    state.files |= {
+    files = {file.name: file.read_bytes() for file in stories260k.iterdir()}
+    files |= {
         "pytorch_model.bin": b"pickle",
         "modeling.py": b"print()",
         "sub/model.safetensors": b"other",
         "../escape.json": b"{}",
+        "/etc/escape.json": b"{}",
+        "a/../../escape.gguf": b"{}",
+        "..gguf": b"",
         ".gitattributes": b"",
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": state}))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    state.address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", state.address)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(hub, "TIMEOUT_S", 5.0)
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN_PATH", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(FakeHub(files=files)) as state:
+        monkeypatch.setenv("HF_ENDPOINT", state.hub)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", state.hub + "/")
+        monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms_secret")
+        monkeypatch.setenv("HALFBYTE_CACHE", str(tmp_path / "halfbyte"))
+        yield state
 
 
+@pytest.fixture
+def large(fake: FakeHub) -> bytes:
+    """The repository becomes one GGUF of 3 MB; these are its bytes."""
+    data = os.urandom(3_000_000)
+    fake.files = {"only.gguf": data}
+    return data
+
+
+def pull(name: str = REPO, patience: Patience = QUICK, kind: hub.HubId = "huggingface") -> Path:
+    return hub.pull(name, hub=kind, patience=patience)
+
+
+def partial(tmp_path: Path) -> Path:
+    (part,) = tmp_path.rglob("*.part")
+    return part
+
+
+@pytest.mark.parametrize("kind", HUBS)
 def test_pull_fetches_data_only_and_once(
-    fake: FakeHub, stories260k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeHub,
+    stories260k: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: hub.HubId,
 ) -> None:
     seen: list[tuple[int, int]] = []
-    path = hub.pull(REPO, lambda *done: seen.append(done))
-    names = {
-        file.name
-        for file in stories260k.iterdir()
-        if file.suffix in {".json", ".safetensors", ".txt"}
-    }
+    path = hub.pull(REPO, lambda *done: seen.append(done), hub=kind, patience=QUICK)
+    wanted = {".json", ".safetensors", ".txt"}
+    names = {file.name for file in stories260k.iterdir() if file.suffix in wanted}
     assert {file.name for file in path.iterdir()} == names
     assert read(path).spec == read(stories260k).spec
     assert seen[-1][0] == seen[-1][1] == sum(len(fake.files[name]) for name in names)
-    assert {token for path, token in fake.tokens.items() if REPO in path} == {"Bearer hf_secret"}
-    assert hub.verify_hub(REPO) == len(names)
-    before = len(fake.fetched())
-    assert locate(REPO) == path and len(fake.fetched()) == before
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert fake.fetched() == sorted(names) and not list(tmp_path.rglob("*escape*"))
+    assert hub.verify_hub(REPO, hub=kind, patience=QUICK) == len(names)
+    assert pull(kind=kind) == path and fake.fetched() == sorted(names)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     asked = len(fake.requests)
-    assert locate(REPO) == path and len(fake.requests) == asked
+    assert pull(kind=kind) == path and len(fake.requests) == asked
+    with pytest.raises(NetworkError, match="only the hub can say"):
+        hub.verify_hub(REPO, hub=kind)
 
 
+def test_a_name_means_the_hub(fake: FakeHub) -> None:
+    assert locate(REPO) == pull()
+
+
+@pytest.mark.parametrize("kind", HUBS)
+def test_credentials_stay_with_the_hub(fake: FakeHub, kind: hub.HubId) -> None:
+    """The store is another origin; the hub's own redirects keep the token."""
+    pull(kind=kind)
+    token = {"huggingface": ("Bearer hf_secret", ""), "modelscope": ("Bearer ms_secret",)}[kind]
+    here = {asked.authorization for asked in fake.requests if asked.server == "hub"}
+    assert here == {token[0]}
+    away = [asked for asked in fake.requests if asked.server == "store"]
+    assert away and {(asked.authorization, asked.cookie) for asked in away} == {("", "")}
+    cookies = {asked.cookie for asked in fake.requests if asked.server == "hub"}
+    assert cookies == {"m_session_id=ms_secret" if kind == "modelscope" else ""}
+
+
+def test_nothing_is_asked_but_the_listing_and_the_files(fake: FakeHub, large: bytes) -> None:
+    pull()
+    assert [asked.method for asked in fake.requests] == ["GET"] * 3
+    assert [asked.path for asked in fake.requests] == [
+        f"/api/models/{REPO}/revision/main",
+        f"/{REPO}/resolve/{COMMIT}/only.gguf",
+        "/bytes/only.gguf",
+    ]
+
+
+def test_the_cache_is_that_of_other_programs(fake: FakeHub, tmp_path: Path) -> None:
+    library = pytest.importorskip("huggingface_hub")
+    path = pull()
+    cache = tmp_path / "hf" / "hub"
+    assert library.try_to_load_from_cache(REPO, "config.json", cache_dir=cache) == str(
+        path / "config.json"
+    )
+    (repo,) = library.scan_cache_dir(cache).repos
+    assert repo.repo_id == REPO and {tuple(r.refs) for r in repo.revisions} == {("main",)}
+    blob = (path / "model.safetensors").resolve()
+    assert blob.name == sha256(fake.files["model.safetensors"])
+    assert (path / "config.json").resolve().name == git_sha1(fake.files["config.json"])
+
+
+def test_where_the_cache_lies(
+    fake: FakeHub, large: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pull().is_relative_to(tmp_path / "hf" / "hub")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    assert pull().is_relative_to(tmp_path / "elsewhere")
+    assert pull(kind="modelscope").is_relative_to(tmp_path / "halfbyte" / "modelscope")
+
+
+def test_a_stored_login(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "token").write_text("hf_stored\n")
+    pull()
+    assert {asked.authorization for asked in fake.requests if asked.server == "hub"} == {
+        "Bearer hf_stored"
+    }
+
+
+@pytest.mark.parametrize("kind", HUBS)
+def test_killed_in_the_middle_and_resumed(fake: FakeHub, tmp_path: Path, kind: hub.HubId) -> None:
+    """A process dies with a third of the file; the next one asks for the other two."""
+    data = os.urandom(3_000_000)
+    fake.files = {"only.gguf": data}
+    fake.faults = [Fault(after=1_000_000, stall=True)]
+    command = [sys.executable, "-c", PULL, "pull", REPO, "--from", kind]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: sum(part.stat().st_size for part in tmp_path.rglob("*.part")) > 900_000)
+    finally:
+        process.kill()
+        process.communicate()
+    have = partial(tmp_path).stat().st_size
+    assert partial(tmp_path).read_bytes() == data[:have] and have <= 1_000_000
+    seen: list[int] = []
+    path = hub.pull(REPO, lambda done, _: seen.append(done), hub=kind, patience=QUICK)
+    assert [asked.range for asked in fake.transfers()] == ["", f"bytes={have}-"]
+    assert path.read_bytes() == data and seen[0] > have and not list(tmp_path.rglob("*.part"))
+    assert hub.verify_hub(REPO, hub=kind) == 1
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONGEST_S
+    while not condition():
+        assert time.monotonic() < deadline, "the other process never got there"
+        time.sleep(0.01)
+
+
+def test_one_process_fetches_and_the_other_waits(fake: FakeHub, large: bytes) -> None:
+    fake.faults = [Fault(after=1_000_000, stall=True)]
+    command = [sys.executable, "-c", PULL, "pull", REPO, "--json"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    wait_for(lambda: sum("/api/" in asked.path for asked in fake.requests) == 2)
+    fake.released.set()
+    results = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    assert results[0] == results[1] and Path(results[0]["path"]).read_bytes() == large
+    ranges = [asked.range for asked in fake.transfers()]
+    assert ranges == ["", "bytes=1000000-"], "the bytes came once"
+
+
+@pytest.mark.parametrize("stall", [False, True], ids=["broken off", "silent"])
+def test_a_transfer_that_stops_goes_on(fake: FakeHub, large: bytes, stall: bool) -> None:
+    fake.faults = [Fault(after=500_000, stall=stall), Fault(after=700_000, stall=stall)]
+    assert pull(patience=IMPATIENT if stall else QUICK).read_bytes() == large
+    assert [asked.range for asked in fake.transfers()] == ["", "bytes=500000-", "bytes=1200000-"]
+
+
+def test_failures_are_counted_since_the_last_progress(fake: FakeHub, large: bytes) -> None:
+    """Five interruptions, each after more than a mebibyte or close, and patience for three."""
+    fake.files["only.gguf"] = big = large * 2
+    fake.faults = [Fault(after=1_100_000) for _ in range(5)]
+    assert pull().read_bytes() == big and len(fake.transfers()) == 6
+
+
+@pytest.mark.parametrize("fault", [Fault(after=0, stall=True), Fault(after=0), Fault(status=503)])
+def test_no_progress_ends(fake: FakeHub, large: bytes, tmp_path: Path, fault: Fault) -> None:
+    fake.faults = [Fault(after=1_000_000)] + [fault] * 20
+    with pytest.raises(NetworkError, match="what has arrived is kept"):
+        pull(patience=IMPATIENT)
+    assert len(fake.transfers()) == 3
+    assert partial(tmp_path).read_bytes() == large[:1_000_000]
+    fake.faults.clear()
+    assert pull().read_bytes() == large and fake.transfers()[-1].range == "bytes=1000000-"
+
+
+def test_a_server_without_ranges_starts_over(fake: FakeHub, large: bytes) -> None:
+    fake.ranges = False
+    fake.faults = [Fault(after=1_000_000)]
+    assert pull().read_bytes() == large
+
+
+def test_a_server_that_never_gets_further_ends(fake: FakeHub, large: bytes) -> None:
+    fake.ranges = False
+    fake.faults = [Fault(after=2_900_000) for _ in range(20)]
+    with pytest.raises(NetworkError, match="broke off, 100000 bytes short"):
+        pull()
+    assert len(fake.transfers()) <= 4
+
+
+@pytest.mark.parametrize("size", [2_000_000, 4_000_000], ids=["another's bytes", "too long"])
+def test_a_wrong_part_is_found_out(fake: FakeHub, large: bytes, tmp_path: Path, size: int) -> None:
+    fake.faults = [Fault(status=404)]
+    with pytest.raises(NetworkError):
+        pull()
+    partial(tmp_path).write_bytes(bytes(size))
+    if size < len(large):
+        with pytest.raises(IntegrityError, match="it was removed"):
+            pull()
+    assert pull().read_bytes() == large
+
+
+@pytest.mark.parametrize("kind", HUBS)
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_file_that_is_not_what_the_hub_said(fake: FakeHub, name: str) -> None:
+def test_a_file_that_is_not_what_the_hub_said(fake: FakeHub, name: str, kind: hub.HubId) -> None:
     wrong = bytearray(fake.files[name])
     wrong[-1] ^= 1
     fake.sent = {name: bytes(wrong)}
     with pytest.raises(IntegrityError, match=rf"{name}: .* the hub says \w+, found \w+"):
-        hub.pull(REPO)
+        pull(kind=kind)
     fake.sent = {}
-    assert (hub.pull(REPO) / name).read_bytes() == fake.files[name], "the wrong file was removed"
+    path = pull(kind=kind) / name
+    assert path.read_bytes() == fake.files[name], "the wrong file was removed"
 
 
 def test_damage_in_the_cache(fake: FakeHub) -> None:
-    file = hub.pull(REPO) / "model.safetensors"
+    file = pull() / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.resolve().write_bytes(data)
-    with pytest.raises(IntegrityError, match=r"model\.safetensors: sha256"):
+    with pytest.raises(IntegrityError, match=r"model\.safetensors: sha256.*\n.*remove .* pull"):
         hub.verify_hub(REPO)
+    file.resolve().unlink()
+    with pytest.raises(IntegrityError, match="not in the cache"):
+        hub.verify_hub(REPO)
+    file.resolve().write_bytes(b"short")
+    assert (pull() / file.name).read_bytes() == fake.files[file.name]
 
 
 def test_a_gguf_is_picked_by_its_scheme(fake: FakeHub) -> None:
     names = ("x-Q4_0.gguf", "x-Q4_0_4_4.gguf", "x-q8_0.gguf", "mmproj-x-Q4_0.gguf")
     fake.files = {name: name.encode() for name in names} | {"config.json": b"{}"}
-    assert hub.pull(f"{REPO}:q4_0").name == "x-Q4_0.gguf"
-    assert hub.pull(f"{REPO}:Q8_0").read_bytes() == b"x-q8_0.gguf"
+    assert pull(f"{REPO}:q4_0").name == "x-Q4_0.gguf"
+    assert pull(f"{REPO}:Q8_0").read_bytes() == b"x-q8_0.gguf"
     assert fake.fetched() == ["x-Q4_0.gguf", "x-q8_0.gguf"]
     for reference in (REPO, f"{REPO}:Q6_K"):
         with pytest.raises(InvalidInputError, match=r"pick one as maker/model:TAG .*x-Q4_0\.gguf"):
-            hub.pull(reference)
+            pull(reference)
     fake.files = {"only.gguf": b"only", "mmproj.gguf": b"eyes"}
-    assert hub.pull(REPO).name == "only.gguf"
+    assert pull().name == "only.gguf"
 
 
+@pytest.mark.parametrize("kind", HUBS)
+def test_a_split_gguf_is_taken_whole(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch, kind: hub.HubId
+) -> None:
+    parts = [f"Q6_K/x-Q6_K-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+    fake.files = {name: name.encode() for name in [*reversed(parts), "x-Q4_0.gguf"]}
+    path = pull(f"{REPO}:Q6_K", kind=kind)
+    assert path.as_posix().endswith(parts[0])
+    assert sorted(file.name for file in path.parent.iterdir()) == [name[5:] for name in parts]
+    assert [file.read_bytes().decode() for file in sorted(path.parent.iterdir())] == parts
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert pull(f"{REPO}:Q6_K", kind=kind) == path
+    with pytest.raises(NetworkError, match="not in the cache"):
+        pull(f"{REPO}:Q4_0", kind=kind)
+
+
+def test_a_split_gguf_with_a_part_missing() -> None:
+    names = ["x-00001-of-00003.gguf", "x-00003-of-00003.gguf"]
+    with pytest.raises(IntegrityError, match="2 of the 3 parts of x are there"):
+        pick(names, None, REPO)
+
+
+def test_revisions(fake: FakeHub, large: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {pull(f"{REPO}@{revision}:only") for revision in ("v2", COMMIT)}
+    assert len(paths) == 1 and len(fake.transfers()) == 1
+    with pytest.raises(NetworkError, match="404"):
+        pull(f"{REPO}@v3")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert {pull(f"{REPO}@{revision}") for revision in ("v2", COMMIT)} == paths
+    with pytest.raises(NetworkError, match="HF_HUB_OFFLINE forbids"):
+        pull(REPO)
+    name = parse_name("a/b@v1.2:Q4_0")
+    assert (name.repo, name.revision, name.tag) == ("a/b", "v1.2", "Q4_0")
+
+
+@pytest.mark.parametrize("kind", HUBS)
 @pytest.mark.parametrize(
     ("status", "code", "hint"),
     [
-        (401, "RepoNotFound", "HF_TOKEN"),
-        (403, "GatedRepo", "accept the model's licence"),
+        (401, "RepoNotFound", "set {token}"),
+        (401, "GatedRepo", "accept its licence at {page}, then set {token}"),
+        (403, "GatedRepo", "accept its licence at {page}"),
+        (403, "", "accept the model's licence at {page}"),
         (404, "RepoNotFound", "check the name"),
         (429, "", "wait some minutes"),
         (503, "", "try again later"),
     ],
 )
-def test_refusals(fake: FakeHub, status: int, code: str, hint: str) -> None:
-    fake.status, fake.error_code = status, code
-    with pytest.raises(NetworkError, match=hint) as caught:
-        hub.pull(REPO)
+def test_refusals(fake: FakeHub, status: int, code: str, hint: str, kind: hub.HubId) -> None:
+    """A refusal is final; a hub that is busy or broken is asked again."""
+    fake.refusals = [Fault(status=status, headers={"X-Error-Code": code})] * 20
+    with pytest.raises(NetworkError) as caught:
+        pull(kind=kind)
     assert str(status) in caught.value.what and caught.value.where == REPO
+    token = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}[kind]
+    page = fake.hub + {"huggingface": "/", "modelscope": "/models/"}[kind] + REPO
+    assert hint.format(token=token, page=page) in str(caught.value.hint)
+    assert "secret" not in str(caught.value)
+    assert len(fake.requests) == (3 if status in (429, 503) else 1)
 
 
-def test_no_hub_at_all(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(NetworkError, match=r"127\.0\.0\.1:9 cannot be reached"):
-        hub.pull(REPO)
+def test_a_gated_model_shows_its_list_and_refuses_its_files(fake: FakeHub, large: bytes) -> None:
+    fake.faults = [Fault(status=403, headers={"X-Error-Code": "GatedRepo"})]
+    with pytest.raises(NetworkError, match=r"gated \(403\)\n.*accept its licence at http"):
+        pull()
+    assert pull().read_bytes() == large
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_what_passes_is_waited_for(fake: FakeHub, large: bytes, status: int) -> None:
+    fake.refusals = [Fault(status=status, headers={"Retry-After": "0"})]
+    fake.faults = [Fault(status=status), Fault(after=1_500_000), Fault(status=status)]
+    assert pull().read_bytes() == large
+    assert [asked.range for asked in fake.transfers()][-1] == "bytes=1500000-"
+
+
+def test_retry_after_is_obeyed_within_bounds(
+    fake: FakeHub, large: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("halfbyte.formats.hub.client.sleep", slept.append)
+    fake.refusals = [Fault(status=429, headers={"Retry-After": "7"}), Fault(status=429)]
+    pull(patience=Patience(pause_s=2.0, longest_wait_s=60.0))
+    assert slept == [7.0, 4.0], "the hub's word, then our own pauses"
+    fake.refusals = [Fault(status=429, headers={"Retry-After": "600"})]
+    with pytest.raises(NetworkError, match=r"429[\s\S]*wait 10 min"):
+        pull()
+    assert slept == [7.0, 4.0] and not fake.refusals
+
+
+@pytest.mark.parametrize("kind", HUBS)
+def test_no_hub_at_all(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, kind: hub.HubId) -> None:
+    for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(NetworkError, match=r"127\.0\.0\.1:9: cannot be reached"):
+        pull(kind=kind)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(NetworkError, match="HF_HUB_OFFLINE forbids"):
-        hub.pull(REPO)
+        pull(kind=kind)
+    assert fake.requests == []
 
 
-def test_too_small_a_disk(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", ["nowhere", "ftp://127.0.0.1", "file:///etc", "http://"])
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(InvalidInputError, match=r"HF_ENDPOINT.*is no address"):
+        pull()
+
+
+def test_a_token_that_is_none(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_se\ncret")
+    with pytest.raises(InvalidInputError, match="HF_TOKEN") as caught:
+        pull()
+    assert "cret" not in str(caught.value) and fake.requests == []
+
+
+def test_too_small_a_disk(fake: FakeHub, large: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is still to come must fit, not what is there already."""
+
     class Usage:
-        free = 1000
+        free = 2_500_000
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
     with pytest.raises(DoesNotFitError):
-        hub.pull(REPO)
+        pull()
     assert fake.fetched() == []
+
+
+def test_a_disk_that_only_the_rest_fits(
+    fake: FakeHub, large: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 2_500_000
+
+    fake.faults = [Fault(after=1_000_000), Fault(status=404)]
+    with pytest.raises(NetworkError):
+        pull()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    assert pull().read_bytes() == large
+
+
+def test_a_cache_that_cannot_be_written(
+    fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file" / "hf"))
+    with pytest.raises(InvalidInputError, match="cannot be written"):
+        pull()
+
+
+@pytest.mark.parametrize("kind", HUBS)
+def test_a_listing_without_hashes(fake: FakeHub, tmp_path: Path, kind: hub.HubId) -> None:
+    fake.hashes = False
+    with pytest.raises(IntegrityError, match="no usable size and hash"):
+        pull(kind=kind)
+    assert fake.fetched() == []
+
+
+def test_listings_without_end(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.filler = 10_001
+    with pytest.raises(UnsupportedError, match="at most 10000"):
+        pull()
+    monkeypatch.setattr("halfbyte.formats.hub.client.LARGEST_ANSWER", 100_000)
+    with pytest.raises(IntegrityError, match="over 100000 bytes"):
+        pull()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"sha": "main", "siblings": []}',
+        b'{"siblings": 3}',
+        b'{"Data": null, "Message": "busy"}',
+        b'{"Data": {"Files": {}}}',
+        b"[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("kind", HUBS)
+def test_answers_that_are_none(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch, answer: bytes, kind: hub.HubId
+) -> None:
+    fake.refusals = []
+    monkeypatch.setattr(json, "dumps", lambda _: answer.decode())
+    with pytest.raises(IntegrityError) as caught:
+        pull(kind=kind)
+    assert caught.value.where == REPO
+
+
+def test_a_redirect_to_what_is_no_hub(fake: FakeHub, large: bytes) -> None:
+    fake.store = "ftp://127.0.0.1"
+    with pytest.raises(NetworkError, match=r"redirected to ftp://127\.0\.0\.1"):
+        pull()
 
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "name", "a/b/c", "../x", "a/..", "a/b:", "a/b:..", "-a/b", "a/b c", "/etc/none", "a--b/c"],
+    [
+        "",
+        "name",
+        "a/b/c",
+        "../x",
+        "a/..",
+        "a/b:",
+        "a/b:..",
+        "-a/b",
+        "a/b c",
+        "/etc/none",
+        "a--b/c",
+        "a/b@",
+        "a/b@..",
+        "a/b@x/y",
+        "a/b:Q4@v1",
+    ],
 )
 def test_what_is_no_reference(reference: str) -> None:
     with pytest.raises(InvalidInputError, match="no name on the hub"):
-        hub.pull(reference)
+        pull(reference)
 
 
 def test_paths_that_exist_are_themselves(tmp_path: Path) -> None:
     assert locate(str(tmp_path)) == tmp_path
+
+
+def test_every_failure_says_what_to_do(fake: FakeHub) -> None:
+    for status in (400, 401, 403, 404, 410, 429, 451, 500):
+        fake.refusals = [Fault(status=status)] * 3
+        with pytest.raises(HalfbyteError) as caught:
+            pull()
+        assert caught.value.hint and caught.value.exit_code == 5
+        fake.refusals.clear()

@@ -15,8 +15,16 @@ def cache_dir() -> Path:
 
 
 def hub_home() -> Path:
-    """HF_HOME: where the hub's files are kept (default ~/.cache/huggingface)."""
-    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    """HF_HOME: the hub's folder (default huggingface in XDG_CACHE_HOME, that is ~/.cache)."""
+    home = os.environ.get("HF_HOME")
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(home) if home else Path(caches) / "huggingface").expanduser()
+
+
+def hub_cache() -> Path:
+    """HF_HUB_CACHE: where the hub's files are kept (default hub in HF_HOME)."""
+    cache = os.environ.get("HF_HUB_CACHE")
+    return Path(cache).expanduser() if cache else hub_home() / "hub"
 
 
 def hub_endpoint() -> str:
@@ -26,12 +34,28 @@ def hub_endpoint() -> str:
 
 def hub_token() -> str | None:
     """HF_TOKEN: the access token for gated repositories (default: none)."""
-    return os.environ.get("HF_TOKEN") or None
+    return os.environ.get("HF_TOKEN", "").strip() or None
+
+
+def hub_token_file() -> Path:
+    """HF_TOKEN_PATH: where `hf auth login` leaves a token (default token in HF_HOME)."""
+    path = os.environ.get("HF_TOKEN_PATH")
+    return Path(path).expanduser() if path else hub_home() / "token"
 
 
 def hub_offline() -> bool:
-    """HF_HUB_OFFLINE: 1 forbids every request (default 0)."""
+    """HF_HUB_OFFLINE: 1 forbids every request, to any hub (default 0)."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
+def modelscope_endpoint() -> str:
+    """MODELSCOPE_ENDPOINT: ModelScope's address (default https://modelscope.cn)."""
+    return (os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn").rstrip("/")
+
+
+def modelscope_token() -> str | None:
+    """MODELSCOPE_API_TOKEN: the access token for private repositories (default: none)."""
+    return os.environ.get("MODELSCOPE_API_TOKEN", "").strip() or None
 
 
 def thread_count() -> int | None:

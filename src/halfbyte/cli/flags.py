@@ -23,6 +23,14 @@ def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Funct
 
 MODEL = click.argument("model")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+HUB = click.option(
+    "--from",
+    "hub",
+    type=click.Choice(["huggingface", "modelscope"]),
+    default="huggingface",
+    show_default=True,
+    help="Which hub a name is on.",
+)
 METHOD = click.option(
     "--method",
     type=click.Choice(["rtn", "search"]),

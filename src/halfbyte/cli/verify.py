@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from halfbyte.cli import flags
 from halfbyte.cli.console import document, progress
 
+if TYPE_CHECKING:
+    from halfbyte.formats.hub import HubId
+
 
 @click.command("verify")
 @click.argument("model")
+@flags.HUB
 @flags.JSON
-def command(model: str, as_json: bool) -> None:
+def command(model: str, hub: HubId, as_json: bool) -> None:
     """Hash MODEL (a path with a manifest, or a hub name) and compare; exit 4 on a difference."""
-    from halfbyte.formats import hub, manifest, reference
+    from halfbyte.formats import manifest, reference
+    from halfbyte.formats.hub import verify_hub
 
     path = Path(model).expanduser()
     with progress("hashing") as report:
@@ -24,7 +30,7 @@ def command(model: str, as_json: bool) -> None:
         elif path.exists():
             files = manifest.verify(path, report)
         else:
-            files = hub.verify_hub(model, report)
+            files = verify_hub(model, report, hub=hub)
     if as_json:
         document("verify", {"model": model, "files": files, "ok": True})
     else:

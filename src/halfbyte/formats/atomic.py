@@ -31,18 +31,26 @@ def atomic_file(path: Path, *, size: int) -> Generator[BinaryIO]:
         raise InvalidInputError("is a directory", where=path, hint="give the name of a file")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        require_space(path.parent, size)
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise _translated(error, path) from error
+        with write_errors(path):
+            require_space(path.parent, size)
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_directory(path.parent)
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+@contextmanager
+def write_errors(path: Path) -> Generator[None]:
+    """What the system raises while `path` is written becomes ours."""
+    try:
+        yield
+    except OSError as error:
+        raise _translated(error, path) from error
 
 
 def require_space(directory: Path, size: int) -> None:
