@@ -124,7 +124,9 @@ def test_the_house_was_really_read(house: Tree):
     assert {"numpy", "torch", "halfbyte.errors"} <= {item.target for item in imports(house)}
 
 
-@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "README.md", "docs/formats.md"])
+@pytest.mark.parametrize(
+    "page", ["ARCHITECTURE.md", "README.md", "docs/formats.md", "docs/hubs.md"]
+)
 def test_pages_name_files_that_exist(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert missing_paths(text, [ROOT, PACKAGE]) == []

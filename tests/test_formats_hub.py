@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
+from io import BytesIO
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request
 
 import pytest
 from fake_hub import COMMIT, LONGEST_S, REPO, FakeHub, Fault, git_sha1, serving, sha256
@@ -23,7 +26,7 @@ from halfbyte.errors import (
 )
 from halfbyte.formats import hub
 from halfbyte.formats.checkpoint import read
-from halfbyte.formats.hub.client import Patience
+from halfbyte.formats.hub.client import Patience, Site, _Redirects
 from halfbyte.formats.hub.names import parse_name, pick
 from halfbyte.formats.reference import locate
 
@@ -491,6 +494,23 @@ def test_a_redirect_to_what_is_no_hub(fake: FakeHub, large: bytes) -> None:
     fake.store = "ftp://127.0.0.1"
     with pytest.raises(NetworkError, match=r"redirected to ftp://127\.0\.0\.1"):
         pull()
+
+
+def test_tls_is_not_given_up() -> None:
+    site = Site(
+        title="",
+        endpoint="https://hub.test",
+        pages="",
+        credentials={"Authorization": "Bearer secret"},
+        endpoint_variable="",
+        token_variable="",
+    )
+    redirects, request = _Redirects(site), Request("https://hub.test/x")
+    with pytest.raises(URLError, match="redirected to http://"):
+        redirects.redirect_request(request, BytesIO(), 302, "", {}, "http://hub.test/y")
+    for url, kept in (("https://hub.test:443/y", True), ("https://hub.test:444/y", False)):
+        onward = redirects.redirect_request(request, BytesIO(), 302, "", {}, url)
+        assert onward is not None and onward.has_header("Authorization") is kept
 
 
 @pytest.mark.parametrize(

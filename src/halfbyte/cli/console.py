@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from halfbyte import env
+
 SILENCE_S = 10.0
 
 Report = Callable[[int, int], None]
@@ -24,45 +26,60 @@ def document(verb: str, fields: Mapping[str, Any]) -> None:
 
 def note(text: str) -> None:
     """A line of talk on stderr."""
-    click.echo(text, err=True)
+    click.echo(text, err=True, color=colour())
+
+
+def complain(error: Exception) -> None:
+    """An error on stderr: its text and nothing else."""
+    note(f"{click.style('error:', fg='red')} {error}")
+
+
+def colour() -> bool | None:
+    """For click's `color`: never where NO_COLOR is set, else where the stream is a terminal."""
+    return False if env.no_color() else None
 
 
 @contextmanager
-def progress(title: str) -> Generator[Report]:
+def progress(title: str, *, in_bytes: bool = False) -> Generator[Report]:
     """A bar on stderr while the block runs; give it (done, total), in any unit.
 
-    Where stderr is not a terminal it is one line every ten seconds.
+    With `in_bytes` it shows them, and their rate. Where stderr is not a terminal it is one line
+    every ten seconds.
     """
     if sys.stderr.isatty():
-        with _bar(title) as report:
+        with _bar(title, in_bytes) as report:
             yield report
     else:
-        yield _lines(title)
+        yield _lines(title, in_bytes)
 
 
 @contextmanager
-def _bar(title: str) -> Generator[Report]:
+def _bar(title: str, in_bytes: bool) -> Generator[Report]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        DownloadColumn,
         Progress,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
 
-    columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    sizes = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else ()
+    columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), *sizes, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _lines(title: str) -> Report:
+def _lines(title: str, in_bytes: bool) -> Report:
     last = [monotonic()]
 
     def report(done: int, total: int) -> None:
         if monotonic() - last[0] >= SILENCE_S and total:
             last[0] = monotonic()
-            note(f"{title} {100 * done / total:.0f} %")
+            of = f" of {total / 1e9:.3g} GB" if in_bytes else ""
+            note(f"{title} {100 * done / total:.0f} %{of}")
 
     return report

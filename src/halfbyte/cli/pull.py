@@ -25,7 +25,7 @@ def command(name: str, hub: HubId, as_json: bool) -> None:
     """
     from halfbyte.formats.hub import pull
 
-    with progress("fetching") as report:
+    with progress("fetching", in_bytes=True) as report:
         path = pull(name, report, hub=hub)
     if as_json:
         document("pull", {"name": name, "from": hub, "path": str(path)})

@@ -24,7 +24,7 @@ def command(model: str, hub: HubId, as_json: bool) -> None:
     from halfbyte.formats.hub import verify_hub
 
     path = Path(model).expanduser()
-    with progress("hashing") as report:
+    with progress("hashing", in_bytes=True) as report:
         if model == reference.DEMO:
             files = manifest.verify(reference.demo_path(), report)
         elif path.exists():

@@ -6,9 +6,9 @@ refuses is not. Credentials go to the hub's own address only, never to one it re
 are no other requests: no telemetry, no look-ups.
 
 The standard library's HTTP client does the talking (it honours http_proxy, https_proxy, no_proxy
-and SSL_CERT_FILE). huggingface_hub is not used: it drops what an interrupted process had fetched,
-waits without a bound, and asks the hub for more than it was told to. The price is speed: one
-connection, and no xet deduplication. What it is not: protection from a server that drips bytes.
+and SSL_CERT_FILE). huggingface_hub is not used: since 2.0 a process that is killed leaves nothing
+to resume from, and it asks the hub for more than it was told to (a registry of agent programs).
+The price is speed: one connection, and no xet. What it is not: a guard against a server that drips.
 """
 
 from __future__ import annotations
