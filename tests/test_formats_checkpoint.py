@@ -210,7 +210,8 @@ def test_weights_that_are_no_numbers(stories260k: Path, tmp_path: Path, bad: flo
 
 def scales_of(name: str) -> list[int]:
     """Where the floats of one block begin, from the block's layout."""
-    return {"q4_1": [0, 2], "q5_1": [0, 2], "q4_k": [0, 2], "q6_k": [208]}.get(name, [0])
+    elsewhere = {"q6_k": [208], "q3_k": [108], "q2_k": [80, 82]}
+    return elsewhere.get(name, [0, 2] if name in ("q4_1", "q5_1", "q4_k", "q5_k") else [0])
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -235,7 +236,7 @@ def test_every_scheme_is_checked_to_be_finite(name: str) -> None:
 def test_what_read_refuses(stories260k: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="does not exist"):
         read(tmp_path / "nothing")
-    with pytest.raises(IntegrityError, match=r"no config.json, and 0 \.gguf files"):
+    with pytest.raises(IntegrityError, match=r"no config.json, and 0 \.gguf models"):
         read(tmp_path)
     changed = copied(stories260k, tmp_path / "c", lambda t: None)
     config = json.loads((changed / "config.json").read_text())

@@ -15,6 +15,7 @@ import pytest
 from halfbyte.errors import HalfbyteError, IntegrityError, InvalidInputError, UnsupportedError
 from halfbyte.formats import gguf_writer
 from halfbyte.formats.gguf import GGUFFile
+from halfbyte.formats.gguf_parts import GGUFModel
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES
 
@@ -123,7 +124,7 @@ def test_rope_divisors_come_from_the_tensor(tmp_path: Path) -> None:
             layout={"rope_freqs.weight": (tensor.scheme, tensor.shape)},
             tensors=[("rope_freqs.weight", tensor)],
         )
-        return GGUFFile(tmp_path / "r.gguf").header()
+        return GGUFModel(tmp_path / "r.gguf").header()
 
     assert header([1.0, 8.0, 1e30]).rope_divisors == (1.0, 8.0, math.inf)
     for bad in (math.nan, 0.0, -1.0):
@@ -214,7 +215,6 @@ BAD: dict[str, tuple[bytes, type[HalfbyteError], str]] = {
         IntegrityError,
         "alignment",
     ),
-    "a part of several": (made([key("split.count", 2, b"\x03\x00")]), UnsupportedError, "split"),
     "repeated tensor": (made(infos=[info("w", [8])] * 2), IntegrityError, "repeated"),
     "long tensor name": (made(infos=[info("w" * 65, [8])]), IntegrityError, "at most 64"),
     "no dimensions": (made(infos=[info("w", [])]), IntegrityError, "0 dimensions"),

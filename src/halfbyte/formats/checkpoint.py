@@ -28,7 +28,7 @@ from halfbyte.families import Family, Name, family_of, spec_of
 from halfbyte.formats import gguf_writer, safetensors
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.finite import check_finite
-from halfbyte.formats.gguf import ROPE_FREQS, GGUFFile
+from halfbyte.formats.gguf_parts import ROPE_FREQS, GGUFModel, part_paths
 from halfbyte.formats.paired import to_halves, to_pairs
 from halfbyte.formats.progress import Progress
 from halfbyte.numerics.qtensor import QTensor
@@ -158,7 +158,8 @@ class Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in a directory (config.json and safetensors, or one GGUF) or a .gguf file.
+    """The checkpoint in a directory (config.json and safetensors, or one GGUF), or a .gguf file; of a
+    split GGUF any part will do.
 
     Reads headers only. Raises `IntegrityError` for a damaged or incomplete checkpoint and
     `UnsupportedError` for a model or a tensor type that we do not run.
@@ -170,10 +171,10 @@ def read(path: Path) -> Checkpoint:
             return _read_gguf(path)
         if (path / "config.json").exists():
             return _read_directory(path)
-        found = sorted(path.glob("*.gguf"))
+        found = {part_paths(file)[0] for file in path.glob("*.gguf")}
         if len(found) != 1:
-            raise IntegrityError(f"has no config.json, and {len(found)} .gguf files")
-        return _read_gguf(found[0])
+            raise IntegrityError(f"has no config.json, and {len(found)} .gguf models")
+        return _read_gguf(found.pop())
 
 
 def _read_directory(path: Path) -> Checkpoint:
@@ -203,13 +204,13 @@ def _read_directory(path: Path) -> Checkpoint:
 
 
 def _read_gguf(path: Path) -> Checkpoint:
-    file = GGUFFile(path)
-    spec = spec_of(file.header())
+    model = GGUFModel(path)
+    spec = spec_of(model.header())
     names = family_of(spec).names(spec)
-    located = _locate({name.ours: name.gguf for name in names.values()}, file.infos, ("",))
-    _refuse_unexpected(file.infos.keys() - located.values() - {ROPE_FREQS})
+    located = _locate({name.ours: name.gguf for name in names.values()}, model.places, ("",))
+    _refuse_unexpected(model.places.keys() - located.values() - {ROPE_FREQS})
     entries = {
-        ours: Entry(file=file, name=stored, paired_heads=names[ours].paired_heads)
+        ours: Entry(file=model.places[stored], name=stored, paired_heads=names[ours].paired_heads)
         for ours, stored in located.items()
     }
     _check_shapes(spec, entries)
@@ -218,7 +219,7 @@ def _read_gguf(path: Path) -> Checkpoint:
         spec=spec,
         entries=entries,
         unused=(),
-        load_assets=lambda: assets_from_metadata(file.metadata),
+        load_assets=lambda: assets_from_metadata(model.metadata),
     )
 
 

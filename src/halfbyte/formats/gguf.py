@@ -1,6 +1,6 @@
 """Reading GGUF files: metadata, the place of each tensor, and the tensors as views of the map.
 
-Versions 2 and 3, little-endian, in one file. No torch. The header is untrusted, and parsers of it
+Versions 2 and 3, little-endian, one file (a model of several is in gguf_parts). No torch. The header is untrusted, and parsers of it
 have been attacked often: every count, length, dimension and offset is checked against the file and
 against a cap before anything is allocated by it; repeated keys and names are refused.
 
@@ -16,14 +16,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from halfbyte.errors import IntegrityError, UnsupportedError
-from halfbyte.families import Header
 from halfbyte.formats.mapping import MappedFile
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, Scheme
@@ -31,8 +30,6 @@ from halfbyte.specs import SCHEMES, Scheme
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
-ROPE_FREQS = "rope_freqs.weight"
-STORED_INFINITY = 1e29  # converters write 1e30 for "this pair does not rotate"
 
 MOST_KEYS = 1 << 16
 MOST_TENSORS = 1 << 20
@@ -109,26 +106,6 @@ class GGUFFile:
         """Give back the pages of a tensor that was consumed."""
         self._map.release(self.infos[name].start, self.infos[name].stop)
 
-    def header(self) -> Header:
-        """What a family reads its spec from."""
-        architecture = self.metadata.get("general.architecture")
-        blocks = self.metadata.get(f"{architecture}.block_count")
-        if isinstance(blocks, int) and blocks > len(self.infos):
-            raise self._wrong(f"claims {blocks} layers with {len(self.infos)} tensors")
-        shapes = _Shapes((name, info.shape) for name, info in self.infos.items())
-        return Header(metadata=self.metadata, shapes=shapes, rope_divisors=self._rope_divisors())
-
-    def _rope_divisors(self) -> tuple[float, ...] | None:
-        if ROPE_FREQS not in self.infos:
-            return None
-        tensor = self.tensor(ROPE_FREQS)
-        if tensor.scheme.name != "f32" or len(tensor.shape) != 1:
-            raise self._wrong(f"{ROPE_FREQS} is not a vector of f32")
-        values = [float(value) for value in tensor.data.view("<f4")[0]]
-        if not all(value > 0 for value in values):
-            raise self._wrong(f"{ROPE_FREQS} holds a divisor that is not above 0")
-        return tuple(inf if value >= STORED_INFINITY else value for value in values)
-
     def _placed(
         self, name: str, scheme: Scheme, shape: tuple[int, ...], offset: int, alignment: int
     ) -> TensorInfo:
@@ -152,13 +129,6 @@ class GGUFFile:
 
     def _wrong(self, what: str) -> IntegrityError:
         return IntegrityError(what, where=self.path)
-
-
-class _Shapes(dict[str, tuple[int, ...]]):
-    """Shapes by name; asking for a tensor that is not there says so."""
-
-    def __missing__(self, name: str) -> tuple[int, ...]:
-        raise IntegrityError(f"the tensor '{name}' is missing")
 
 
 class _Cursor:
@@ -238,12 +208,6 @@ def _metadata(cursor: _Cursor, num_keys: int) -> dict[str, Any]:
             raise cursor.wrong(f"the key '{key[:80]}' is empty or repeated")
         kind = cursor.number("<I")
         metadata[key] = _array(cursor, key) if kind == ARRAY else _value(cursor, key, kind)
-    if metadata.get("split.count", 0) not in (0, 1):
-        raise UnsupportedError(
-            f"one of {metadata['split.count']} parts of a split GGUF",
-            where=cursor.path,
-            hint="merge the parts first (llama-gguf-split --merge)",
-        )
     return metadata
 
 

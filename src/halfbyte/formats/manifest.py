@@ -21,6 +21,7 @@ from halfbyte.errors import IntegrityError, InvalidInputError
 from halfbyte.formats.atomic import atomic_file
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.gguf import GGUFFile
+from halfbyte.formats.gguf_parts import part_paths
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.safetensors import SafetensorsFile
 
@@ -110,7 +111,7 @@ def _place(artefact: Path) -> Path:
 
 def _files(artefact: Path) -> list[Path]:
     if artefact.is_file():
-        return [artefact]
+        return part_paths(artefact)
     return sorted(
         file
         for file in artefact.iterdir()
