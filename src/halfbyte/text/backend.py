@@ -34,21 +34,26 @@ def _model(vocabulary: Vocabulary, unk_id: int | None) -> BPE:
     from tokenizers.models import BPE
 
     spaced = vocabulary.model != "gpt2"
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    merges = vocabulary.merge_pairs()
+    for left, right in merges:  # the library panics at some that do not fit
+        if left not in ids or right not in ids or left + right not in ids:
+            raise _misfit(f"{left[:40]!r} and {right[:40]!r}")
     try:
         return BPE(
-            vocab={token: index for index, token in enumerate(vocabulary.tokens)},
-            merges=vocabulary.merge_pairs(),
+            vocab=ids,
+            merges=merges,
             unk_token=vocabulary.tokens[unk_id] if spaced and unk_id is not None else None,
             fuse_unk=spaced,
             byte_fallback=spaced,
             ignore_merges=not spaced and splitter_of(vocabulary.pre).whole_words,
         )
-    except IntegrityError:
-        raise
     except Exception as error:  # the library raises bare Exceptions
-        raise IntegrityError(
-            f"the merges do not fit the tokens ({error})", where="tokenizer"
-        ) from error
+        raise _misfit(error) from error
+
+
+def _misfit(what: object) -> IntegrityError:
+    return IntegrityError(f"the merges do not fit the tokens ({what})", where="tokenizer")
 
 
 def _set_pipeline(encoder: Encoder, vocabulary: Vocabulary) -> None:
