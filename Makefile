@@ -28,6 +28,8 @@ INSTALL := $(PIP) install --quiet --progress-bar off
 DRIVER := $(shell { command -v nvidia-smi || ls -d /proc/driver/nvidia; } 2>/dev/null | head -n 1)
 CONSTRAINTS := $(if $(DRIVER),,--constraint constraints-cpu.txt)
 
+NATIVE := CMakeLists.txt $(wildcard csrc/*)
+
 .PHONY: help demo test lint types check clean
 
 help:
@@ -73,12 +75,12 @@ ifeq ($(DRIVER),)
 endif
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 	@echo "Installing halfbyte"
 	@$(INSTALL) $(CONSTRAINTS) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(NATIVE)
 	@echo "Installing halfbyte with what its tests need"
 	@$(INSTALL) $(CONSTRAINTS) --editable ".[dev]"
 	@touch $(VENV)/.installed $@

@@ -62,3 +62,19 @@ def thread_count() -> int | None:
     """HALFBYTE_THREADS: compute threads (default: the processors this process may use)."""
     text = os.environ.get("HALFBYTE_THREADS", "")
     return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def processor_count() -> int:
+    """The processors this process may use: its affinity, and its share of a container."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            allowed = min(allowed, max(1, int(limit) // int(period)))
+    return allowed
+
+
+def no_color() -> bool:
+    """NO_COLOR: any value but the empty one turns colours off (default: unset)."""
+    return bool(os.environ.get("NO_COLOR"))

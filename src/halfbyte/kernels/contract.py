@@ -14,14 +14,14 @@ run with it, on chunking, on the ring's offset, on the pages, or on the thread c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Activation, AttentionSpec, KVType
+from halfbyte.specs import Activation, AttentionSpec, KVType, Scheme
 
 Array = Any
 
@@ -89,9 +89,8 @@ class OpSet(Protocol):
 
     name: str
 
-    def refuses(self, q: QTensor) -> str | None:
-        """Why this op set cannot run a tensor stored like this; None if it can."""
-        ...
+    schemes: Collection[Scheme]
+    """The schemes that `pack` takes for a matrix; a vector is always f32."""
 
     def pack(self, q: QTensor) -> Array:
         """The op set's own layout of a stored tensor. Exact, and reversible by `unpack`."""

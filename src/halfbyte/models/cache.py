@@ -15,6 +15,9 @@ from halfbyte.errors import InvalidInputError
 from halfbyte.kernels.contract import Array, Graph, KVLayout, OpSet, Span
 from halfbyte.specs import KVType, LayerSpec, ModelSpec
 
+# Rings are whole tiles of positions, so that a tile never wraps.
+RING_STEP = 64
+
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
@@ -57,7 +60,9 @@ class CacheShape:
         """The cells of one layer."""
         attention = layer.attention
         sliding = attention.window is not None
-        stride = attention.window + self.ring_slack if attention.window else self.page_len
+        stride = self.page_len
+        if attention.window is not None:
+            stride = -(-(attention.window + self.ring_slack) // RING_STEP) * RING_STEP
         return KVLayout(
             num_cells=stride * (self.rings if sliding else self.pages),
             stride=stride,

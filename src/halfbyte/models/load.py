@@ -1,16 +1,17 @@
 """A source becomes a running model: one tensor at a time, packed for an op set.
 
-An op set that lacks a scheme refuses here, before anything runs, and says why.
+A scheme that the op set has no kernel for is converted here, to the smallest it has that holds
+every value exactly; where there is none, loading fails before anything runs, and says why.
 """
 
 from __future__ import annotations
 
-from halfbyte.errors import UnsupportedError
 from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Array, Linear, OpSet
 from halfbyte.models.decoder import Decoder, LayerWeights, Weights
-from halfbyte.specs import ModelSpec
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import SCHEMES, ModelSpec, lossless_target
 
 
 def load(source: Source, ops: OpSet, *, progress: Progress | None = None) -> Decoder:
@@ -22,14 +23,22 @@ def load(source: Source, ops: OpSet, *, progress: Progress | None = None) -> Dec
     shapes = {tensor.name: tensor.shape for tensor in source.spec.tensors()}
     done, total = 0, sum(source.schemes[name].bytes(shape) for name, shape in shapes.items())
     for name, q in source.tensors():
-        refusal = ops.refuses(q)
-        if refusal is not None:
-            raise UnsupportedError(f"the {ops.name} op set cannot run it: {refusal}", where=name)
-        packed[name] = ops.pack(q)
+        packed[name] = ops.pack(_runnable(q, ops))
         done += q.nbytes
         if progress is not None:
             progress(done, total)
     return Decoder(source.spec, _weights(source.spec, packed), ops)
+
+
+def _runnable(q: QTensor, ops: OpSet) -> QTensor:
+    """The tensor in a scheme that the op set runs and that holds every value of it."""
+    available = ops.schemes if len(q.shape) > 1 else (SCHEMES["f32"],)
+    target = lossless_target(q.scheme, available)
+    if target == q.scheme:
+        return q
+    from halfbyte.numerics.codec import convert  # brings torch, which most files do without
+
+    return convert(q, target)
 
 
 def _weights(spec: ModelSpec, packed: dict[str, Array]) -> Weights:

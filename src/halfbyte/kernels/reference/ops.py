@@ -30,7 +30,7 @@ from halfbyte.kernels.reference.kv import KV, ReferenceKV, fake_q8
 from halfbyte.kernels.reference.rope import rotate, rotation
 from halfbyte.numerics.codec import CODECS, decode
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Activation, AttentionSpec
+from halfbyte.specs import SCHEMES, Activation, AttentionSpec
 
 Activations = Literal["f32", "q8_0", "bf16"]
 
@@ -47,6 +47,7 @@ class ReferenceOps:
     """See the contract for the meaning and shapes of each op."""
 
     name = "reference"
+    schemes = tuple(SCHEMES[name] for name in CODECS)
 
     def __init__(
         self,
@@ -61,9 +62,6 @@ class ReferenceOps:
         self.exact_rows = exact_rows
         self.packed_bytes = 0
         self._decoded_left = decoded_bytes
-
-    def refuses(self, q: QTensor) -> str | None:
-        return None if q.scheme.name in CODECS else f"no codec for {q.scheme.name}"
 
     def pack(self, q: QTensor) -> Weight:
         size = 4 * int(np.prod(q.shape))

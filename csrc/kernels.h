@@ -1,0 +1,90 @@
+// What a kernel file provides, as a table of functions: one table per instruction set.
+//
+// Weights are packed in groups of 16 output rows; a lane is a row. For every row of activations and
+// every output, the sum over K runs block by block in ascending order, in one lane, with the same
+// instructions whatever the number of rows: that is the determinism contract.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hb {
+
+constexpr int GROUP = 16;     // output rows side by side
+constexpr int BLOCK = 32;     // weights that share a scale, and activations that do
+constexpr int SUPER = 256;    // weights of a K-quant superblock
+constexpr int TILE_ROWS = 8;  // rows of activations that one pass over a group serves
+constexpr int KEY_TILE = 64;  // positions per attention tile, aligned to absolute positions
+constexpr int QUERIES = 8;    // (row, head) pairs that one pass over the keys serves
+
+enum class Scheme : int { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K };
+
+// A packed weight [rows, cols]. Planes of a group lie one after the other; groups are contiguous.
+struct Weight {
+    Scheme scheme;
+    int rows, cols;
+    size_t group_bytes;
+    uint8_t* data;
+    int groups() const { return (rows + GROUP - 1) / GROUP; }
+    const uint8_t* group(int g) const { return data + group_bytes * static_cast<size_t>(g); }
+};
+
+// Activations [rows, cols] as int8 per BLOCK with an f32 scale that is an f16 number.
+struct Rounded {
+    int8_t* values;   // [rows, cols]
+    float* scales;    // [rows, cols / 32]
+    int32_t* minus8;  // [rows, cols / 16]: -8 times the sum of 16 values
+    int cols;
+};
+
+enum class Activation : int { SILU, GELU_TANH };
+
+// One layer's keys and values. Keys are transposed by 16 positions: [head][cell / 16][D][16].
+struct KV {
+    int heads, dim, stride;
+    bool sliding, f32;
+    size_t cells;
+    uint8_t *keys, *values;
+};
+
+struct Attention {
+    int heads, kv_heads, dim, window;  // window 0: all positions
+    float scale, eps;
+    bool value_norm;
+};
+
+// Consecutive positions [start, start + count) of one sequence; they are rows [row, row + count).
+struct Span {
+    int row, start, count, ring;
+    const int32_t* pages;
+};
+
+struct Kernels {
+    const char* name;
+    // Rounds `rows` rows of x [rows, cols].
+    void (*round)(const float* x, int rows, const Rounded& out, int row);
+    // y[row, 16 g ..] for the rows [row, row + rows) and the groups [first, last).
+    void (*linear)(const Weight& w, int first, int last, const float* x, const Rounded* q, int row,
+                   int rows, const float* bias, float* y, int stride);
+    // The same for act(gate) * up; both weights have one shape and scheme.
+    void (*gated)(const Weight& gate, const Weight& up, int first, int last, const float* x,
+                  const Rounded* q, int row, int rows, const float* gate_bias,
+                  const float* up_bias, Activation act, float* y, int stride);
+    void (*embed)(const Weight& w, int id, float scale, float* y);
+    void (*rms_norm)(const float* x, const float* weight, int width, float eps, float* y);
+    void (*residual)(float* x, const float* update, const float* norm, float eps,
+                     const float* scalar, int width, float* y);
+    // Norms and rotates one head of one row. `cos`, `sin`: [dim / 2]
+    void (*rotate)(float* head, const float* norm, int dim, float eps, const float* cos,
+                   const float* sin);
+    void (*store)(const KV& kv, size_t cell, int head, const float* k, const float* v);
+    // Queries of one span and one key/value head; q and out are [count] pointers to [dim].
+    void (*attend)(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
+                   const int* positions, const float* const* q, float* const* out);
+    void (*softcap)(float* x, int count, float cap);
+};
+
+const Kernels& kernels_avx512();
+const Kernels& kernels_avx2();
+
+}  // namespace hb

@@ -1,0 +1,599 @@
+// The kernels, once for each instruction set: included by kernels_avx512.cpp and kernels_avx2.cpp.
+
+#include <cmath>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace HB_ISA {
+
+using hb::Activation, hb::Attention, hb::BLOCK, hb::GROUP, hb::KEY_TILE, hb::KV, hb::QUERIES,
+    hb::Rounded, hb::Scheme, hb::Span, hb::SUPER, hb::TILE_ROWS, hb::Weight;
+
+// ---- activations -----------------------------------------------------------------------------
+
+inline float through_f16(float x) { return _cvtsh_ss(_cvtss_sh(x, 0)); }
+
+void round_rows(const float* x, int rows, const Rounded& out, int row) {
+    const int blocks = out.cols / BLOCK;
+    for (int r = row; r < row + rows; ++r) {
+        for (int b = 0; b < blocks; ++b) {
+            const size_t at = static_cast<size_t>(r) * blocks + b;
+            const float* p = x + at * BLOCK;
+            const F16 x0 = load(p), x1 = load(p + 16);
+            const float scale = largest(max(abs(x0), abs(x1))) / 127.0f;
+            const F16 inverse = splat(scale > 0.0f ? 1.0f / scale : 0.0f);
+            // Halves to even here, away from zero in Q8_0's reference: both are nearest.
+            const I16 q0 = to_int(mul(x0, inverse)), q1 = to_int(mul(x1, inverse));
+            store_i8(out.values + at * BLOCK, q0);
+            store_i8(out.values + at * BLOCK + 16, q1);
+            out.scales[at] = through_f16(scale);
+            out.minus8[2 * at] = -8 * sum(q0);
+            out.minus8[2 * at + 1] = -8 * sum(q1);
+        }
+    }
+}
+
+// ---- products --------------------------------------------------------------------------------
+
+// One pass over a group for M rows. Rows are `cols` apart in every plane of the activations.
+template <int M> struct Tile {
+    F16 acc[M];
+    void clear() {
+        for (int m = 0; m < M; ++m) acc[m] = zero();
+    }
+};
+
+struct Input {
+    const float* x;
+    const int8_t* values;
+    const float* scales;
+    const int32_t* minus8;
+    int cols;
+};
+
+inline Input input(const float* x, const Rounded* q, int cols, int row) {
+    const size_t r = static_cast<size_t>(row);
+    if (q == nullptr) return {x + r * cols, nullptr, nullptr, nullptr, cols};
+    const size_t blocks = cols / BLOCK;
+    return {nullptr, q->values + r * cols, q->scales + r * blocks, q->minus8 + 2 * r * blocks,
+            cols};
+}
+
+// The integer dot product of one block of activations with 8 vectors of 4 weights per lane; `first`
+// and `second` are what the two halves of the block start from.
+template <bool full>
+inline void dots(I16& first, I16& second, const B64* w, const int8_t* x) {
+    for (int j = 0; j < 4; ++j) {
+        first = full ? dot_full(first, w[j], x + 4 * j) : dot_small(first, w[j], x + 4 * j);
+        second = full ? dot_full(second, w[4 + j], x + 16 + 4 * j)
+                      : dot_small(second, w[4 + j], x + 16 + 4 * j);
+    }
+}
+
+template <int M> void q4_0(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
+    const int blocks = w.cols / BLOCK;
+    const auto* scales = reinterpret_cast<const uint16_t*>(group + size_t(blocks) * 256);
+    for (int b = 0; b < blocks; ++b) {
+        B64 v[8];
+        for (int j = 0; j < 4; ++j) {
+            const B64 raw = load_bytes(group + size_t(b) * 256 + 64 * j);
+            v[j] = low_nibbles(raw);
+            v[4 + j] = high_nibbles(raw);
+        }
+        const F16 d = load_f16(scales + size_t(b) * GROUP);
+        for (int m = 0; m < M; ++m) {
+            const size_t at = size_t(m) * blocks + b;
+            I16 first = splat_i(in.minus8[2 * at]), second = splat_i(in.minus8[2 * at + 1]);
+            dots<false>(first, second, v, in.values + at * BLOCK);
+            t.acc[m] = fma(to_float(add(first, second)), mul(d, splat(in.scales[at])), t.acc[m]);
+        }
+    }
+}
+
+// Stored as value + 128, so that the integers are unsigned.
+template <int M> void q8_0(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
+    const int blocks = w.cols / BLOCK;
+    const auto* scales = reinterpret_cast<const uint16_t*>(group + size_t(blocks) * 512);
+    for (int b = 0; b < blocks; ++b) {
+        B64 v[8];
+        for (int j = 0; j < 8; ++j) v[j] = load_bytes(group + size_t(b) * 512 + 64 * j);
+        const F16 d = load_f16(scales + size_t(b) * GROUP);
+        for (int m = 0; m < M; ++m) {
+            const size_t at = size_t(m) * blocks + b;
+            I16 first = shift_left<4>(splat_i(in.minus8[2 * at]));
+            I16 second = shift_left<4>(splat_i(in.minus8[2 * at + 1]));
+            dots<true>(first, second, v, in.values + at * BLOCK);
+            t.acc[m] = fma(to_float(add(first, second)), mul(d, splat(in.scales[at])), t.acc[m]);
+        }
+    }
+}
+
+// Planes: nibbles [block][4][64], mixed by pairs of blocks; scales and minima u8 [block][16];
+// d and dmin f16 [super][16].
+template <int M> void q4_k(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
+    const int blocks = w.cols / BLOCK;
+    const uint8_t* scales = group + size_t(blocks) * 256;
+    const uint8_t* minima = scales + size_t(blocks) * GROUP;
+    const auto* d = reinterpret_cast<const uint16_t*>(minima + size_t(blocks) * GROUP);
+    const uint16_t* dmin = d + size_t(w.cols / SUPER) * GROUP;
+    for (int b = 0; b < blocks; ++b) {
+        B64 v[8];
+        for (int j = 0; j < 8; ++j) {
+            const B64 raw = load_bytes(group + size_t(b / 2) * 512 + 64 * j);
+            v[j] = b % 2 ? high_nibbles(raw) : low_nibbles(raw);
+        }
+        const size_t super = size_t(b) / 8 * GROUP;
+        const F16 scale = mul(load_f16(d + super), load_u8(scales + size_t(b) * GROUP));
+        const F16 least = mul(load_f16(dmin + super), load_u8(minima + size_t(b) * GROUP));
+        for (int m = 0; m < M; ++m) {
+            const size_t at = size_t(m) * blocks + b;
+            I16 first = splat_i(0), second = splat_i(0);
+            dots<false>(first, second, v, in.values + at * BLOCK);
+            const float dx = in.scales[at];
+            const float sum8 = float(in.minus8[2 * at] + in.minus8[2 * at + 1]);
+            t.acc[m] = fma(to_float(add(first, second)), mul(scale, splat(dx)), t.acc[m]);
+            t.acc[m] = fma(least, splat(sum8 * 0.125f * dx), t.acc[m]);
+        }
+    }
+}
+
+// Planes: low nibbles [block][4][64] as in Q4_0; high pairs of bits [block][2][64]; scales s8
+// [16 weights][16]; d f16 [super][16]. Values are stored as q + 32.
+template <int M> void q6_k(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
+    const int blocks = w.cols / BLOCK;
+    const uint8_t* high = group + size_t(blocks) * 256;
+    const auto* scales = reinterpret_cast<const int8_t*>(high + size_t(blocks) * 128);
+    const auto* d = reinterpret_cast<const uint16_t*>(scales + size_t(blocks) * 2 * GROUP);
+    for (int b = 0; b < blocks; ++b) {
+        const B64 h0 = load_bytes(high + size_t(b) * 128);
+        const B64 h1 = load_bytes(high + size_t(b) * 128 + 64);
+        B64 v[8];
+        for (int j = 0; j < 4; ++j) {
+            const B64 raw = load_bytes(group + size_t(b) * 256 + 64 * j);
+            v[j] = low_nibbles(raw);
+            v[4 + j] = high_nibbles(raw);
+        }
+        v[0] = either(v[0], crumbs_high<0>(h0));
+        v[1] = either(v[1], crumbs_high<1>(h0));
+        v[2] = either(v[2], crumbs_high<2>(h0));
+        v[3] = either(v[3], crumbs_high<3>(h0));
+        v[4] = either(v[4], crumbs_high<0>(h1));
+        v[5] = either(v[5], crumbs_high<1>(h1));
+        v[6] = either(v[6], crumbs_high<2>(h1));
+        v[7] = either(v[7], crumbs_high<3>(h1));
+        const F16 super = load_f16(d + size_t(b) / 8 * GROUP);
+        const F16 scale0 = mul(super, load_i8(scales + size_t(b) * 2 * GROUP));
+        const F16 scale1 = mul(super, load_i8(scales + size_t(b) * 2 * GROUP + GROUP));
+        for (int m = 0; m < M; ++m) {
+            const size_t at = size_t(m) * blocks + b;
+            I16 first = shift_left<2>(splat_i(in.minus8[2 * at]));
+            I16 second = shift_left<2>(splat_i(in.minus8[2 * at + 1]));
+            dots<false>(first, second, v, in.values + at * BLOCK);
+            const F16 both = fma(to_float(first), scale0, mul(to_float(second), scale1));
+            t.acc[m] = fma(both, splat(in.scales[at]), t.acc[m]);
+        }
+    }
+}
+
+template <int M, typename Load>
+inline void plain(int cols, size_t size, const uint8_t* group, const Input& in, Tile<M>& t,
+                  Load load_lanes) {
+    for (int k = 0; k < cols; ++k) {
+        const F16 v = load_lanes(group + size_t(k) * GROUP * size);
+        for (int m = 0; m < M; ++m)
+            t.acc[m] = fma(v, splat(in.x[size_t(m) * cols + k]), t.acc[m]);
+    }
+}
+
+template <int M> void accumulate(const Weight& w, int g, const Input& in, Tile<M>& t) {
+    const uint8_t* group = w.group(g);
+    t.clear();
+    switch (w.scheme) {
+        case Scheme::Q4_0: return q4_0<M>(w, group, in, t);
+        case Scheme::Q8_0: return q8_0<M>(w, group, in, t);
+        case Scheme::Q4_K: return q4_k<M>(w, group, in, t);
+        case Scheme::Q6_K: return q6_k<M>(w, group, in, t);
+        case Scheme::F32:
+            return plain<M>(w.cols, 4, group, in, t, [](const uint8_t* p) {
+                return load(reinterpret_cast<const float*>(p));
+            });
+        case Scheme::F16:
+            return plain<M>(w.cols, 2, group, in, t, [](const uint8_t* p) {
+                return load_f16(reinterpret_cast<const uint16_t*>(p));
+            });
+        case Scheme::BF16:
+            return plain<M>(w.cols, 2, group, in, t, [](const uint8_t* p) {
+                return load_bf16(reinterpret_cast<const uint16_t*>(p));
+            });
+    }
+}
+
+inline void put(float* y, F16 value, int lanes) {
+    if (lanes == GROUP) return store(y, value);
+    float all[GROUP];
+    store(all, value);
+    for (int i = 0; i < lanes; ++i) y[i] = all[i];
+}
+
+inline F16 load_some(const float* p, int lanes) {
+    if (lanes == GROUP) return load(p);
+    float all[GROUP] = {};
+    for (int i = 0; i < lanes; ++i) all[i] = p[i];
+    return load(all);
+}
+
+inline int lanes_of(const Weight& w, int g) {
+    const int left = w.rows - g * GROUP;
+    return left < GROUP ? left : GROUP;
+}
+
+template <int M>
+void linear_tile(const Weight& w, int g, const Input& in, const float* bias, float* y,
+                 int stride) {
+    Tile<M> t;
+    accumulate<M>(w, g, in, t);
+    const int lanes = lanes_of(w, g);
+    const F16 b = bias == nullptr ? zero() : load_some(bias + g * GROUP, lanes);
+    for (int m = 0; m < M; ++m) {
+        const F16 value = bias == nullptr ? t.acc[m] : add(t.acc[m], b);
+        put(y + size_t(m) * stride + g * GROUP, value, lanes);
+    }
+}
+
+inline F16 sigmoid(F16 x) { return div(splat(1.0f), add(splat(1.0f), exp(sub(zero(), x)))); }
+
+inline F16 activate(F16 x, Activation act) {
+    if (act == Activation::SILU) return mul(x, sigmoid(x));
+    // 0.5 x (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+    const F16 cube = mul(mul(x, x), x);
+    const F16 u2 = mul(splat(1.5957691216f), fma(splat(0.044715f), cube, x));
+    return mul(x, sigmoid(u2));
+}
+
+template <int M>
+void gated_tile(const Weight& gate, const Weight& up, int g, const Input& in,
+                const float* gate_bias, const float* up_bias, Activation act, float* y,
+                int stride) {
+    Tile<M> left, right;
+    accumulate<M>(gate, g, in, left);
+    accumulate<M>(up, g, in, right);
+    const int lanes = lanes_of(gate, g);
+    for (int m = 0; m < M; ++m) {
+        F16 a = left.acc[m], b = right.acc[m];
+        if (gate_bias != nullptr) a = add(a, load_some(gate_bias + g * GROUP, lanes));
+        if (up_bias != nullptr) b = add(b, load_some(up_bias + g * GROUP, lanes));
+        put(y + size_t(m) * stride + g * GROUP, mul(activate(a, act), b), lanes);
+    }
+}
+
+// Calls run.template operator()<M>(row, rows of the tile) over tiles of at most TILE_ROWS rows.
+template <typename Run> inline void over_tiles(int row, int rows, Run run) {
+    while (rows > 0) {
+        switch (rows < TILE_ROWS ? rows : TILE_ROWS) {
+            case 1: run.template operator()<1>(row); break;
+            case 2: run.template operator()<2>(row); break;
+            case 3: run.template operator()<3>(row); break;
+            case 4: run.template operator()<4>(row); break;
+            case 5: run.template operator()<5>(row); break;
+            case 6: run.template operator()<6>(row); break;
+            case 7: run.template operator()<7>(row); break;
+            default: run.template operator()<8>(row); break;
+        }
+        row += TILE_ROWS;
+        rows -= TILE_ROWS;
+    }
+}
+
+constexpr int ROW_BLOCK = 64;  // rows whose activations stay in the second-level cache
+
+void linear(const Weight& w, int first, int last, const float* x, const Rounded* q, int row,
+            int rows, const float* bias, float* y, int stride) {
+    for (int top = row; top < row + rows; top += ROW_BLOCK) {
+        const int some = row + rows - top < ROW_BLOCK ? row + rows - top : ROW_BLOCK;
+        for (int g = first; g < last; ++g) {
+            over_tiles(top, some, [&]<int M>(int r) {
+                linear_tile<M>(w, g, input(x, q, w.cols, r), bias, y + size_t(r) * stride,
+                               stride);
+            });
+        }
+    }
+}
+
+void gated(const Weight& gate, const Weight& up, int first, int last, const float* x,
+           const Rounded* q, int row, int rows, const float* gate_bias, const float* up_bias,
+           Activation act, float* y, int stride) {
+    for (int top = row; top < row + rows; top += ROW_BLOCK) {
+        const int some = row + rows - top < ROW_BLOCK ? row + rows - top : ROW_BLOCK;
+        for (int g = first; g < last; ++g) {
+            over_tiles(top, some, [&]<int M>(int r) {
+                gated_tile<M>(gate, up, g, input(x, q, gate.cols, r), gate_bias, up_bias, act,
+                              y + size_t(r) * stride, stride);
+            });
+        }
+    }
+}
+
+// One row of the packed weight. A lane of the group is the row.
+void embed(const Weight& w, int id, float scale, float* y) {
+    const int lane = id % GROUP, blocks = w.cols / BLOCK;
+    const uint8_t* group = w.group(id / GROUP);
+    const auto f16 = [](const uint8_t* plane, size_t index) {
+        uint16_t bits;
+        std::memcpy(&bits, plane + 2 * index, 2);
+        return _cvtsh_ss(bits);
+    };
+    // Weight k of a block: byte k % 4 of the lane's word in vector (k / 4) % 4.
+    const auto byte = [&](const uint8_t* plane, int k) {
+        return plane[64 * (k / 4 % 4) + 4 * lane + k % 4];
+    };
+    for (int k = 0; k < w.cols; ++k) {
+        const size_t b = k / BLOCK;
+        const int i = k % BLOCK;
+        float value = 0.0f;
+        switch (w.scheme) {
+            case Scheme::F32:
+                std::memcpy(&value, group + 4 * (size_t(k) * GROUP + lane), 4);
+                break;
+            case Scheme::F16: value = f16(group, size_t(k) * GROUP + lane); break;
+            case Scheme::BF16: {
+                uint32_t bits = 0;
+                std::memcpy(reinterpret_cast<uint8_t*>(&bits) + 2,
+                            group + 2 * (size_t(k) * GROUP + lane), 2);
+                std::memcpy(&value, &bits, 4);
+                break;
+            }
+            case Scheme::Q8_0: {
+                const int q = group[b * 512 + 64 * (i / 4) + 4 * lane + i % 4] - 128;
+                value = float(q) * f16(group + size_t(blocks) * 512, b * GROUP + lane);
+                break;
+            }
+            case Scheme::Q4_0: {
+                const int both = byte(group + b * 256, i % 16);
+                const int q = (i < 16 ? both & 15 : both >> 4) - 8;
+                value = float(q) * f16(group + size_t(blocks) * 256, b * GROUP + lane);
+                break;
+            }
+            case Scheme::Q4_K: {
+                const uint8_t* scales = group + size_t(blocks) * 256;
+                const uint8_t* minima = scales + size_t(blocks) * GROUP;
+                const uint8_t* d = minima + size_t(blocks) * GROUP;
+                const uint8_t* dmin = d + size_t(w.cols / SUPER) * GROUP * 2;
+                const int both = group[b / 2 * 512 + 64 * (i / 4) + 4 * lane + i % 4];
+                const int q = b % 2 ? both >> 4 : both & 15;
+                const size_t super = b / 8 * GROUP + lane;
+                value = f16(d, super) * float(scales[b * GROUP + lane]) * float(q) -
+                        f16(dmin, super) * float(minima[b * GROUP + lane]);
+                break;
+            }
+            case Scheme::Q6_K: {
+                const uint8_t* high = group + size_t(blocks) * 256;
+                const uint8_t* scales = high + size_t(blocks) * 128;
+                const uint8_t* d = scales + size_t(blocks) * 2 * GROUP;
+                const int both = byte(group + b * 256, i % 16);
+                const int crumb = high[b * 128 + 64 * (i / 16) + 4 * lane + i % 4];
+                const int q = ((i < 16 ? both & 15 : both >> 4) |
+                               ((crumb >> (2 * (i / 4 % 4))) & 3) << 4) - 32;
+                const auto s = static_cast<int8_t>(scales[(2 * b + i / 16) * GROUP + lane]);
+                value = f16(d, b / 8 * GROUP + lane) * float(s) * float(q);
+                break;
+            }
+        }
+        y[k] = value * scale;
+    }
+}
+
+// ---- rows ------------------------------------------------------------------------------------
+
+inline float mean_square(const float* x, int width) {
+    F16 a = zero(), b = zero();
+    int i = 0;
+    for (; i + 32 <= width; i += 32) {
+        const F16 p = load(x + i), q = load(x + i + 16);
+        a = fma(p, p, a);
+        b = fma(q, q, b);
+    }
+    for (; i < width; i += GROUP) {
+        const F16 p = load_some(x + i, width - i < GROUP ? width - i : GROUP);
+        a = fma(p, p, a);
+    }
+    return sum(add(a, b)) / float(width);
+}
+
+template <typename Each> inline void over_lanes(int width, Each each) {
+    for (int i = 0; i < width; i += GROUP) each(i, width - i < GROUP ? width - i : GROUP);
+}
+
+void rms_norm(const float* x, const float* weight, int width, float eps, float* y) {
+    const F16 factor = splat(1.0f / std::sqrt(mean_square(x, width) + eps));
+    over_lanes(width, [&](int i, int lanes) {
+        F16 value = mul(load_some(x + i, lanes), factor);
+        if (weight != nullptr) value = mul(value, load_some(weight + i, lanes));
+        put(y + i, value, lanes);
+    });
+}
+
+void residual(float* x, const float* update, const float* norm, float eps, const float* scalar,
+              int width, float* y) {
+    F16 factor = splat(1.0f);
+    if (norm != nullptr) factor = splat(1.0f / std::sqrt(mean_square(update, width) + eps));
+    over_lanes(width, [&](int i, int lanes) {
+        F16 u = load_some(update + i, lanes);
+        if (norm != nullptr) u = mul(mul(u, factor), load_some(norm + i, lanes));
+        F16 value = add(load_some(x + i, lanes), u);
+        if (scalar != nullptr) value = mul(value, splat(*scalar));
+        put(y + i, value, lanes);
+    });
+}
+
+void rotate(float* head, const float* norm, int dim, float eps, const float* cos,
+            const float* sin) {
+    if (norm != nullptr) rms_norm(head, norm, dim, eps, head);
+    const int half = dim / 2;
+    over_lanes(half, [&](int i, int lanes) {
+        const F16 c = load_some(cos + i, lanes), s = load_some(sin + i, lanes);
+        const F16 a = load_some(head + i, lanes), b = load_some(head + half + i, lanes);
+        put(head + i, sub(mul(a, c), mul(b, s)), lanes);
+        put(head + half + i, fma(a, s, mul(b, c)), lanes);
+    });
+}
+
+void softcap(float* x, int count, float cap) {
+    // tanh(u) = 2 sigmoid(2 u) - 1
+    const F16 factor = splat(2.0f / cap);
+    over_lanes(count, [&](int i, int lanes) {
+        const F16 s = sigmoid(mul(load_some(x + i, lanes), factor));
+        put(x + i, fma(s, splat(2.0f * cap), splat(-cap)), lanes);
+    });
+}
+
+// ---- attention -------------------------------------------------------------------------------
+
+inline uint16_t to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// The cells of a head: keys [cells / 16][dim][16], values [cells][dim padded to lanes].
+inline int padded(const KV& kv) { return (kv.dim + GROUP - 1) / GROUP * GROUP; }
+
+template <typename T> inline T* keys_of(const KV& kv, int head, size_t cell) {
+    return reinterpret_cast<T*>(kv.keys) + (size_t(head) * kv.cells + cell) * kv.dim;
+}
+
+template <typename T> inline T* values_of(const KV& kv, int head, size_t cell) {
+    return reinterpret_cast<T*>(kv.values) + (size_t(head) * kv.cells + cell) * padded(kv);
+}
+
+template <typename T, typename Convert>
+inline void store_as(const KV& kv, size_t cell, int head, const float* k, const float* v,
+                     Convert convert) {
+    T* keys = keys_of<T>(kv, head, cell / 16 * 16) + cell % 16;
+    T* values = values_of<T>(kv, head, cell);
+    for (int i = 0; i < kv.dim; ++i) {
+        keys[size_t(i) * 16] = convert(k[i]);
+        values[i] = convert(v[i]);
+    }
+}
+
+void store_kv(const KV& kv, size_t cell, int head, const float* k, const float* v) {
+    if (kv.f32) return store_as<float>(kv, cell, head, k, v, [](float x) { return x; });
+    store_as<uint16_t>(kv, cell, head, k, v, to_bf16);
+}
+
+inline F16 lanes(const float* p) { return load(p); }
+inline F16 lanes(const uint16_t* p) { return load_bf16(p); }
+
+inline size_t first_cell(const KV& kv, const Span& span, int position) {
+    if (kv.sliding) return size_t(span.ring) * kv.stride + position % kv.stride;
+    return size_t(span.pages[position / kv.stride]) * kv.stride + position % kv.stride;
+}
+
+constexpr float NOTHING = -1e30f;  // finite: a query that has seen nothing makes no NaN
+
+template <typename T, int Q>
+void attend_queries(const KV& kv, const Attention& a, const Span& span, int kv_head,
+                    const int* positions, const float* const* q, float* const* out) {
+    const int dim = kv.dim;
+    int newest = 0, oldest = positions[0];
+    float maximum[Q], total[Q];
+    for (int i = 0; i < Q; ++i) {
+        newest = positions[i] > newest ? positions[i] : newest;
+        oldest = positions[i] < oldest ? positions[i] : oldest;
+        maximum[i] = NOTHING;
+        total[i] = 0.0f;
+        for (int d = 0; d < dim; ++d) out[i][d] = 0.0f;
+    }
+    const int low = a.window && oldest - a.window + 1 > 0 ? oldest - a.window + 1 : 0;
+    alignas(64) float weights[Q][KEY_TILE];
+    for (int tile = low / KEY_TILE * KEY_TILE; tile <= newest; tile += KEY_TILE) {
+        const size_t cell = first_cell(kv, span, tile);
+        const T* keys = keys_of<T>(kv, kv_head, cell);
+        const T* values = values_of<T>(kv, kv_head, cell);
+        for (int part = 0; part < KEY_TILE; part += 16) {
+            F16 acc[Q];
+            for (int i = 0; i < Q; ++i) acc[i] = zero();
+            const T* k = keys + size_t(part) * dim;
+            for (int d = 0; d < dim; ++d) {
+                const F16 column = lanes(k + size_t(d) * 16);
+                for (int i = 0; i < Q; ++i) acc[i] = fma(column, splat(q[i][d]), acc[i]);
+            }
+            const I16 places = add(splat_i(tile + part), iota());
+            for (int i = 0; i < Q; ++i) {
+                const int first = a.window ? positions[i] - a.window + 1 : 0;
+                const Mask seen = both(less_equal(places, splat_i(positions[i])),
+                                       less_equal(splat_i(first), places));
+                const F16 score = mul(acc[i], splat(a.scale));
+                store(weights[i] + part, choose(seen, score, splat(-INFINITY)));
+            }
+        }
+        for (int i = 0; i < Q; ++i) {
+            F16 s[4];
+            for (int p = 0; p < 4; ++p) s[p] = load(weights[i] + 16 * p);
+            const float peak = largest(max(max(s[0], s[1]), max(s[2], s[3])));
+            const float top = peak > maximum[i] ? peak : maximum[i];
+            for (int p = 0; p < 4; ++p) {
+                s[p] = exp(sub(s[p], splat(top)));
+                store(weights[i] + 16 * p, s[p]);
+            }
+            const float here = sum(add(add(s[0], s[1]), add(s[2], s[3])));
+            if (top != maximum[i]) {
+                float fade[GROUP];
+                store(fade, exp(splat(maximum[i] - top)));
+                total[i] *= fade[0];
+                over_lanes(dim, [&](int d, int some) {
+                    put(out[i] + d, mul(load_some(out[i] + d, some), splat(fade[0])), some);
+                });
+                maximum[i] = top;
+            }
+            total[i] += here;
+        }
+        const int count = newest - tile + 1 < KEY_TILE ? newest - tile + 1 : KEY_TILE;
+        over_lanes(dim, [&](int d, int some) {
+            F16 acc[Q];
+            for (int i = 0; i < Q; ++i) acc[i] = load_some(out[i] + d, some);
+            for (int p = 0; p < count; ++p) {
+                const F16 value = lanes(values + size_t(p) * padded(kv) + d);
+                for (int i = 0; i < Q; ++i) acc[i] = fma(value, splat(weights[i][p]), acc[i]);
+            }
+            for (int i = 0; i < Q; ++i) put(out[i] + d, acc[i], some);
+        });
+    }
+    for (int i = 0; i < Q; ++i)
+        over_lanes(dim, [&](int d, int some) {
+            put(out[i] + d, div(load_some(out[i] + d, some), splat(total[i])), some);
+        });
+}
+
+template <typename T>
+void attend_as(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
+               const int* positions, const float* const* q, float* const* out) {
+    while (count > 0) {
+        switch (count < QUERIES ? count : QUERIES) {
+            case 1: attend_queries<T, 1>(kv, a, span, kv_head, positions, q, out); break;
+            case 2: attend_queries<T, 2>(kv, a, span, kv_head, positions, q, out); break;
+            case 3: attend_queries<T, 3>(kv, a, span, kv_head, positions, q, out); break;
+            case 4: attend_queries<T, 4>(kv, a, span, kv_head, positions, q, out); break;
+            case 5: attend_queries<T, 5>(kv, a, span, kv_head, positions, q, out); break;
+            case 6: attend_queries<T, 6>(kv, a, span, kv_head, positions, q, out); break;
+            case 7: attend_queries<T, 7>(kv, a, span, kv_head, positions, q, out); break;
+            default: attend_queries<T, 8>(kv, a, span, kv_head, positions, q, out); break;
+        }
+        positions += QUERIES;
+        q += QUERIES;
+        out += QUERIES;
+        count -= QUERIES;
+    }
+}
+
+void attend(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
+            const int* positions, const float* const* q, float* const* out) {
+    if (kv.f32) return attend_as<float>(kv, a, span, kv_head, count, positions, q, out);
+    attend_as<uint16_t>(kv, a, span, kv_head, count, positions, q, out);
+}
+
+const hb::Kernels TABLE = {HB_NAME, round_rows, linear, gated,    embed,  rms_norm,
+                           residual, rotate,    store_kv, attend, softcap};
+
+}  // namespace HB_ISA

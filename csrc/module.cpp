@@ -1,0 +1,297 @@
+// halfbyte._cpu: packed weights, caches and recorded steps, for Python.
+//
+// Shapes are checked here, before any kernel runs; a wrong one raises ValueError. Objects that a
+// program points into are kept alive by it.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "program.h"
+#include "weight.h"
+
+namespace nb = nanobind;
+using namespace hb;
+
+namespace {
+
+using Array8 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Array32 = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
+using ArrayF = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool good, const char* what) {
+    if (!good) throw std::invalid_argument(what);
+}
+
+bool supports(const std::string& isa) {
+    if (isa == "avx512-vnni")
+        return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (isa == "avx2")
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+               __builtin_cpu_supports("f16c");
+    return false;
+}
+
+const Kernels& kernels_of(const std::string& isa) {
+    require(supports(isa), "this processor does not have that instruction set");
+    return isa == "avx2" ? kernels_avx2() : kernels_avx512();
+}
+
+class PackedWeight {
+public:
+    PackedWeight(Pool& pool, int scheme, int rows, int cols, Array8 stored)
+        : memory_(group_bytes(Scheme(scheme), cols) * size_t((rows + GROUP - 1) / GROUP)),
+          pool_(pool) {
+        require(0 <= scheme && scheme <= int(Scheme::Q6_K), "unknown scheme");
+        require(rows > 0 && cols > 0, "a weight has rows and columns");
+        require(stored.shape(0) == size_t(rows) &&
+                    stored.shape(1) == row_bytes(Scheme(scheme), cols),
+                "the bytes do not have the size of the shape");
+        weight_ = {Scheme(scheme), rows, cols, group_bytes(Scheme(scheme), cols), memory_.data()};
+        const uint8_t* data = stored.data();
+        const nb::gil_scoped_release nogil;
+        over_groups([&](int g) { pack_group(weight_, data, g); });
+    }
+
+    nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>> unpack() const {
+        const size_t bytes = row_bytes(weight_.scheme, weight_.cols);
+        auto* data = new uint8_t[bytes * size_t(weight_.rows)]();
+        nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
+        over_groups([&](int g) { unpack_group(weight_, data, g); });
+        return {data, {size_t(weight_.rows), bytes}, owner};
+    }
+
+    const Weight& weight() const { return weight_; }
+    size_t nbytes() const { return memory_.size(); }
+
+private:
+    template <typename Each> void over_groups(Each each) const {
+        const int groups = weight_.groups(), threads = pool_.threads();
+        pool_.run([&](int thread) {
+            const int first = int(int64_t(groups) * thread / threads);
+            const int last = int(int64_t(groups) * (thread + 1) / threads);
+            for (int g = first; g < last; ++g) each(g);
+        });
+    }
+    Weight weight_{};
+    Bytes memory_;
+    Pool& pool_;
+};
+
+class Vector {
+public:
+    explicit Vector(ArrayF values) : values_(values.data(), values.data() + values.shape(0)) {}
+    const float* data() const { return values_.data(); }
+    size_t size() const { return values_.size(); }
+
+private:
+    std::vector<float> values_;
+};
+
+class Cells {
+public:
+    Cells(int heads, int dim, size_t cells, int stride, bool sliding, bool f32) {
+        require(heads > 0 && dim > 0 && dim % 2 == 0, "heads and an even dim");
+        require(stride > 0 && stride % KEY_TILE == 0 && cells % size_t(stride) == 0,
+                "cells come in strides that are a multiple of 64");
+        const size_t each = f32 ? 4 : 2, padded = size_t(dim + GROUP - 1) / GROUP * GROUP;
+        keys_ = Bytes(size_t(heads) * cells * size_t(dim) * each);
+        values_ = Bytes(size_t(heads) * cells * padded * each);
+        kv_ = {heads, dim, stride, sliding, f32, cells, keys_.data(), values_.data()};
+    }
+    const KV& kv() const { return kv_; }
+    size_t nbytes() const { return keys_.size() + values_.size(); }
+
+private:
+    KV kv_{};
+    Bytes keys_, values_;
+};
+
+const float* data_of(const Vector* v, int width) {
+    if (v == nullptr) return nullptr;
+    require(v->size() == size_t(width), "a vector does not have the width of its rows");
+    return v->data();
+}
+
+class Recorder {
+public:
+    Recorder(Pool& pool, const std::string& isa) : program_(kernels_of(isa), pool) {}
+
+    int embed(const PackedWeight& table, float scale) {
+        vocab_ = table.weight().rows;
+        return wide(program_.embed(&table.weight(), scale), table.weight().cols);
+    }
+    int rms_norm(int x, const Vector* weight, float eps) {
+        return wide(program_.rms_norm(x, data_of(weight, width(x)), eps), width(x));
+    }
+    int linear(int x, const PackedWeight& w, const Vector* bias) {
+        require(w.weight().cols == width(x), "the product does not fit its input");
+        return wide(program_.linear(x, &w.weight(), data_of(bias, w.weight().rows)),
+                    w.weight().rows);
+    }
+    int gated(int x, const PackedWeight& gate, const PackedWeight& up, const Vector* gate_bias,
+              const Vector* up_bias, int activation) {
+        const Weight &a = gate.weight(), &b = up.weight();
+        require(a.cols == width(x) && b.cols == a.cols && a.rows == b.rows && a.scheme == b.scheme,
+                "gate and up are not alike");
+        return wide(program_.gated(x, &a, &b, data_of(gate_bias, a.rows), data_of(up_bias, b.rows),
+                                   Activation(activation)),
+                    a.rows);
+    }
+    int rope_and_store(int q, int k, int v, const Vector* q_norm, const Vector* k_norm,
+                       const Attention& a, const std::vector<float>& frequencies, Cells& cells) {
+        require(width(q) == a.heads * a.dim && width(k) == a.kv_heads * a.dim &&
+                    width(v) == width(k) && frequencies.size() * 2 == size_t(a.dim) &&
+                    cells.kv().heads == a.kv_heads && cells.kv().dim == a.dim,
+                "the projections do not fit the attention");
+        if (!cells.kv().sliding) {
+            page_len_ = cells.kv().stride;
+            num_pages_ = cells.kv().cells / size_t(cells.kv().stride);
+        } else {
+            num_rings_ = cells.kv().cells / size_t(cells.kv().stride);
+        }
+        return wide(program_.rope_and_store(q, k, v, data_of(q_norm, a.dim),
+                                            data_of(k_norm, a.dim), a, frequencies, &cells.kv()),
+                    width(q));
+    }
+    int attend(int q, const Attention& a, Cells& cells) {
+        require(width(q) == a.heads * a.dim && a.heads % a.kv_heads == 0 &&
+                    (a.window > 0) == cells.kv().sliding,
+                "the queries do not fit the attention");
+        if (cells.kv().sliding) require(a.window <= cells.kv().stride, "the ring is too short");
+        return wide(program_.attend(q, a, &cells.kv()), width(q));
+    }
+    int residual(int x, int update, const Vector* norm, float eps, const Vector* scalar) {
+        require(width(x) == width(update), "the residual does not fit");
+        return wide(program_.residual(x, update, data_of(norm, width(x)), eps, data_of(scalar, 1)),
+                    width(x));
+    }
+    int select(int x) { return wide(program_.select(x), width(x)); }
+    void finish(int logits, float softcap) {
+        (void)width(logits);
+        program_.finish(logits, softcap);
+    }
+
+    // spans: [n, 5] of start, count, ring, first page in `pages`, number of pages.
+    // The array returned is a view of the program's memory and keeps `owner`, the program, alive.
+    nb::ndarray<nb::numpy, const float, nb::ndim<2>> run(nb::handle owner, Array32 token_ids,
+                                                         Array32 spans, Array32 pages,
+                                                         Array32 wanted) {
+        const size_t rows = token_ids.size();
+        step_.token_ids.assign(token_ids.data(), token_ids.data() + rows);
+        step_.wanted.assign(wanted.data(), wanted.data() + wanted.size());
+        for (int32_t id : step_.token_ids) require(0 <= id && id < vocab_, "an unknown token id");
+        for (int32_t row : step_.wanted)
+            require(0 <= row && size_t(row) < rows, "a wanted row that is not there");
+        read_spans(spans, pages, rows);
+        const float* logits = nullptr;
+        {
+            const nb::gil_scoped_release nogil;
+            logits = program_.run(step_);
+        }
+        return {logits, {step_.wanted.size(), size_t(program_.width())}, owner};
+    }
+    size_t scratch_bytes() const { return program_.scratch_bytes(); }
+
+private:
+    int wide(int buffer, int width) {
+        widths_.resize(size_t(buffer) + 1, 0);
+        widths_[size_t(buffer)] = width;
+        return buffer;
+    }
+    int width(int buffer) const {
+        require(0 <= buffer && size_t(buffer) < widths_.size() && widths_[size_t(buffer)] > 0,
+                "a buffer that nothing fills");
+        return widths_[size_t(buffer)];
+    }
+    void read_spans(Array32 spans, Array32 pages, size_t rows) {
+        require(spans.ndim() == 2 && spans.shape(1) == 5, "a span has five numbers");
+        pages_.assign(pages.data(), pages.data() + pages.size());
+        for (int32_t page : pages_)
+            require(page_len_ == 0 || (page >= 0 && size_t(page) < num_pages_),
+                    "a page that is not there");
+        step_.spans.clear();
+        size_t row = 0;
+        for (size_t s = 0; s < spans.shape(0); ++s) {
+            const int32_t* f = spans.data() + 5 * s;
+            require(f[0] >= 0 && f[1] > 0 && f[2] >= 0 && f[3] >= 0 && f[4] >= 0 &&
+                        size_t(f[3]) + size_t(f[4]) <= pages_.size(),
+                    "a span outside of its pages");
+            if (page_len_ > 0)
+                require(int64_t(f[4]) * page_len_ >= int64_t(f[0]) + f[1],
+                        "a span has too few pages");
+            if (num_rings_ > 0) require(size_t(f[2]) < num_rings_, "a ring that is not there");
+            step_.spans.push_back({int(row), f[0], f[1], f[2], pages_.data() + f[3]});
+            row += size_t(f[1]);
+        }
+        require(row == rows, "the spans do not cover the rows");
+    }
+
+    Program program_;
+    Step step_;
+    std::vector<int32_t> pages_;
+    std::vector<int> widths_;
+    int vocab_ = 0, page_len_ = 0;
+    size_t num_pages_ = 0, num_rings_ = 0;
+};
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+    m.def("supports", &supports);
+
+    nb::class_<Pool>(m, "Pool")
+        .def(nb::init<int>())
+        .def_prop_ro("threads", &Pool::threads);
+
+    nb::class_<PackedWeight>(m, "Weight")
+        .def(nb::init<Pool&, int, int, int, Array8>(), nb::keep_alive<1, 2>())
+        .def("unpack", &PackedWeight::unpack)
+        .def_prop_ro("nbytes", &PackedWeight::nbytes);
+
+    nb::class_<Vector>(m, "Vector")
+        .def(nb::init<ArrayF>())
+        .def_prop_ro("nbytes", [](const Vector& v) { return v.size() * 4; });
+
+    nb::class_<Cells>(m, "Cells")
+        .def(nb::init<int, int, size_t, int, bool, bool>())
+        .def_prop_ro("nbytes", &Cells::nbytes);
+
+    nb::class_<Attention>(m, "Attention")
+        .def("__init__",
+             [](Attention* a, int heads, int kv_heads, int dim, int window, float scale, float eps,
+                bool value_norm) {
+                 new (a) Attention{heads, kv_heads, dim, window, scale, eps, value_norm};
+             });
+
+    nb::class_<Recorder>(m, "Program")
+        .def(nb::init<Pool&, const std::string&>(), nb::keep_alive<1, 2>())
+        .def("embed", &Recorder::embed, nb::keep_alive<1, 2>())
+        .def("rms_norm", &Recorder::rms_norm, nb::arg("x"), nb::arg("weight").none(),
+             nb::arg("eps"), nb::keep_alive<1, 3>())
+        .def("linear", &Recorder::linear, nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
+             nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
+        .def("gated", &Recorder::gated, nb::arg("x"), nb::arg("gate"), nb::arg("up"),
+             nb::arg("gate_bias").none(), nb::arg("up_bias").none(), nb::arg("activation"),
+             nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(),
+             nb::keep_alive<1, 6>())
+        .def("rope_and_store", &Recorder::rope_and_store, nb::arg("q"), nb::arg("k"),
+             nb::arg("v"), nb::arg("q_norm").none(), nb::arg("k_norm").none(),
+             nb::arg("attention"), nb::arg("frequencies"), nb::arg("cells"),
+             nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 9>())
+        .def("attend", &Recorder::attend, nb::keep_alive<1, 4>())
+        .def("residual", &Recorder::residual, nb::arg("x"), nb::arg("update"),
+             nb::arg("norm").none(), nb::arg("eps"), nb::arg("scalar").none(),
+             nb::keep_alive<1, 4>(), nb::keep_alive<1, 6>())
+        .def("select", &Recorder::select)
+        .def("finish", &Recorder::finish)
+        .def("run",
+             [](nb::handle self, Array32 token_ids, Array32 spans, Array32 pages, Array32 wanted) {
+                 return nb::cast<Recorder&>(self).run(self, token_ids, spans, pages, wanted);
+             })
+        .def_prop_ro("scratch_bytes", &Recorder::scratch_bytes);
+}

@@ -1,0 +1,46 @@
+// A small thread pool: every thread runs the same job, and the job synchronises with barriers.
+//
+// The caller is thread 0. Between jobs the others spin for a moment and then sleep. After a fork the
+// child has no threads; it starts its own at the next job.
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace hb {
+
+class Pool {
+public:
+    explicit Pool(int threads);
+    ~Pool();
+    int threads() const { return threads_; }
+
+    // Runs job(thread) on every thread; returns when all are done.
+    void run(const std::function<void(int)>& job);
+
+    // All threads of the running job meet here.
+    void barrier();
+
+private:
+    // What the threads share. It is leaked in a forked child, whose threads are not there.
+    struct Shared {
+        std::atomic<uint32_t> round{0}, done{0}, waiting{0}, phase{0};
+        std::atomic<bool> ending{false};
+        const std::function<void(int)>* job = nullptr;
+        std::vector<std::thread> workers;
+    };
+    void start();
+    void stop();
+    static void work(Shared* shared, int thread);
+
+    int threads_;
+    pid_t owner_ = 0;
+    Shared* shared_ = nullptr;
+};
+
+}  // namespace hb

@@ -1,0 +1,432 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace hb {
+
+namespace {
+
+size_t row_bytes_of(int width, bool rounded) {
+    if (!rounded) return size_t(width) * 4;
+    return size_t(width) + size_t(width / BLOCK) * 4 + size_t(width / 16) * 4;
+}
+
+bool takes_integers(Scheme scheme) {
+    return scheme != Scheme::F32 && scheme != Scheme::F16 && scheme != Scheme::BF16;
+}
+
+constexpr int PIECES_PER_THREAD = 8;
+
+}  // namespace
+
+// ---- recording -------------------------------------------------------------------------------
+
+int Program::buffer(int width, Domain domain, bool rounded, bool own) {
+    buffers_.push_back({width, domain, rounded, own});
+    return static_cast<int>(buffers_.size()) - 1;
+}
+
+Program::Op& Program::op(Kind kind, Domain domain, std::vector<int> in, int out) {
+    Op next{};
+    next.kind = kind;
+    next.domain = domain;
+    next.in = std::move(in);
+    next.out = out;
+    ops_.push_back(std::move(next));
+    return ops_.back();
+}
+
+int Program::embed(const Weight* table, float scale) {
+    const int out = buffer(table->cols, ALL, false, true);
+    Op& o = op(Kind::EMBED, ALL, {}, out);
+    o.parts.push_back({table, nullptr, out});
+    o.scale = scale;
+    return out;
+}
+
+int Program::rms_norm(int x, const float* weight, float eps) {
+    const Buffer from = buffers_[x];
+    const int out = buffer(from.width, from.domain, false, true);
+    Op& o = op(Kind::NORM, from.domain, {x}, out);
+    o.a = weight;
+    o.eps = eps;
+    return out;
+}
+
+int Program::rounded(int x, const Weight* weight) {
+    if (!takes_integers(weight->scheme)) return -1;
+    for (const auto& [from, to] : rounded_)
+        if (from == x) return to;
+    const Buffer from = buffers_[x];
+    const int out = buffer(from.width, from.domain, true, true);
+    op(Kind::ROUND, from.domain, {x}, out);
+    rounded_.push_back({x, out});
+    return out;
+}
+
+int Program::linear(int x, const Weight* weight, const float* bias) {
+    const Domain domain = buffers_[x].domain;
+    const int ints = rounded(x, weight);
+    const int out = buffer(weight->rows, domain, false, false);
+    const std::vector<int> in{x, ints};
+    // Products of one input are one op.
+    if (ops_.empty() || ops_.back().kind != Kind::LINEAR || ops_.back().in != in)
+        op(Kind::LINEAR, domain, in, -1);
+    ops_.back().parts.push_back({weight, bias, out});
+    return out;
+}
+
+int Program::gated(int x, const Weight* gate, const Weight* up, const float* gate_bias,
+                   const float* up_bias, Activation activation) {
+    const Domain domain = buffers_[x].domain;
+    const int ints = rounded(x, gate);
+    const int out = buffer(gate->rows, domain, false, false);
+    Op& o = op(Kind::GATED, domain, {x, ints}, out);
+    o.parts = {{gate, gate_bias, out}, {up, up_bias, out}};
+    o.activation = activation;
+    return out;
+}
+
+int Program::rope_table(const std::vector<float>& frequencies) {
+    for (const auto& [known, table] : tables_)
+        if (known == frequencies) return table;
+    const int out = buffer(2 * static_cast<int>(frequencies.size()), ALL, false, true);
+    op(Kind::ROPE_TABLE, ALL, {}, out).frequencies = frequencies;
+    tables_.push_back({frequencies, out});
+    return out;
+}
+
+int Program::rope_and_store(int q, int k, int v, const float* q_norm, const float* k_norm,
+                            const Attention& attention, const std::vector<float>& frequencies,
+                            const KV* kv) {
+    const int table = rope_table(frequencies);
+    Op& o = op(Kind::ROPE, ALL, {q, k, v, table}, -1);
+    o.a = q_norm;
+    o.b = k_norm;
+    o.attention = attention;
+    o.kv = kv;
+    return q;  // rotated where it is
+}
+
+int Program::attend(int q, const Attention& attention, const KV* kv) {
+    const int out = buffer(attention.heads * attention.dim, ALL, false, false);
+    Op& o = op(Kind::ATTEND, ALL, {q}, out);
+    o.attention = attention;
+    o.kv = kv;
+    return out;
+}
+
+int Program::residual(int x, int update, const float* norm, float eps, const float* scalar) {
+    const Buffer from = buffers_[x];
+    const int out = buffer(from.width, from.domain, false, true);
+    Op& o = op(Kind::RESIDUAL, from.domain, {x, update}, out);
+    o.a = norm;
+    o.b = scalar;
+    o.eps = eps;
+    return out;
+}
+
+int Program::select(int x) {
+    const int out = buffer(buffers_[x].width, WANTED, false, true);
+    op(Kind::SELECT, WANTED, {x}, out);
+    return out;
+}
+
+void Program::finish(int logits, float softcap) {
+    logits_ = logits;
+    if (softcap > 0) op(Kind::SOFTCAP, buffers_[logits].domain, {logits}, -1).scale = softcap;
+    assign_places();
+    taken_ = std::make_unique<std::atomic<int>[]>(ops_.size());
+}
+
+bool Program::is_split(Kind kind) {
+    return kind == Kind::LINEAR || kind == Kind::GATED || kind == Kind::ROPE ||
+           kind == Kind::ATTEND || kind == Kind::SOFTCAP;
+}
+
+// A place is free again once every thread has left the last op that reads it: after the barrier of
+// the next split op, since row ops may have none.
+void Program::assign_places() {
+    const auto touch = [&](int b, int index) {
+        if (b < 0) return;
+        if (buffers_[b].first < 0) buffers_[b].first = index;
+        buffers_[b].last = index;
+    };
+    const int count = static_cast<int>(ops_.size());
+    for (int i = 0; i < count; ++i) {
+        for (int b : ops_[i].in) touch(b, i);
+        touch(ops_[i].out, i);
+        for (const Part& part : ops_[i].parts) touch(part.out, i);
+    }
+    buffers_[logits_].last = count;
+    std::vector<int> order(buffers_.size());
+    for (size_t b = 0; b < order.size(); ++b) order[b] = static_cast<int>(b);
+    std::sort(order.begin(), order.end(),
+              [&](int a, int b) { return buffers_[a].first < buffers_[b].first; });
+    for (int b : order) {
+        Buffer& buffer = buffers_[b];
+        int until = buffer.last;
+        while (until < count && !is_split(ops_[until].kind)) ++until;
+        const size_t bytes = row_bytes_of(buffer.width, buffer.rounded);
+        Place* found = nullptr;
+        for (Place& place : places_)
+            if (place.domain == buffer.domain && place.free_from <= buffer.first &&
+                (found == nullptr || place.row_bytes > found->row_bytes))
+                found = &place;
+        if (found == nullptr) {
+            places_.push_back({buffer.domain, 0, 0, {}});
+            found = &places_.back();
+        }
+        found->row_bytes = std::max(found->row_bytes, (bytes + 63) / 64 * 64);
+        found->free_from = until + 1;
+        buffer.place = static_cast<int>(found - places_.data());
+    }
+}
+
+void Program::reserve(const Step& step) {
+    for (Domain domain : {ALL, WANTED}) {
+        const int rows = std::max(step.rows(domain), OWN_ROWS * pool_.threads());
+        if (rows <= capacity_[domain]) continue;
+        for (Place& place : places_)
+            if (place.domain == domain) place.memory = Bytes(place.row_bytes * size_t(rows));
+        capacity_[domain] = rows;
+    }
+}
+
+size_t Program::scratch_bytes() const {
+    size_t total = 0;
+    for (const Place& place : places_) total += place.memory.size();
+    return total;
+}
+
+// ---- running ---------------------------------------------------------------------------------
+
+const float* Program::run(Step& step) {
+    step.positions.clear();
+    step.row_span.clear();
+    for (size_t s = 0; s < step.spans.size(); ++s)
+        for (int i = 0; i < step.spans[s].count; ++i) {
+            step.positions.push_back(step.spans[s].start + i);
+            step.row_span.push_back(static_cast<int32_t>(s));
+        }
+    reserve(step);
+    for (size_t i = 0; i < ops_.size(); ++i) taken_[i].store(0, std::memory_order_relaxed);
+    pool_.run([&](int thread) { execute(step, thread); });
+    return floats(logits_, step, 0);
+}
+
+void Program::execute(const Step& step, int thread) {
+    const int threads = pool_.threads();
+    for (size_t i = 0; i < ops_.size(); ++i) {
+        const Op& o = ops_[i];
+        if (is_split(o.kind)) {
+            split_op(o, i, step, thread);
+            pool_.barrier();
+            continue;
+        }
+        const int rows = step.rows(o.domain);
+        if (replicated(o.domain, step)) {
+            row_op(o, step, thread, 0, rows);
+            continue;
+        }
+        const int first = rows * thread / threads, last = rows * (thread + 1) / threads;
+        row_op(o, step, thread, first, last - first);
+        pool_.barrier();
+    }
+}
+
+// A buffer's planes follow each other; in each, rows do. Buffers that row ops fill have OWN_ROWS
+// rows for each thread when there are few rows.
+uint8_t* Program::base(int b, const Step& step, int thread, size_t bytes_before,
+                       size_t plane_bytes) const {
+    const Buffer& buffer = buffers_[b];
+    const bool own = buffer.own && replicated(buffer.domain, step);
+    const size_t skip = own ? plane_bytes * OWN_ROWS * size_t(thread) : 0;
+    return places_[buffer.place].memory.data() + bytes_before * size_t(capacity_[buffer.domain]) +
+           skip;
+}
+
+float* Program::floats(int b, const Step& step, int thread) const {
+    return reinterpret_cast<float*>(base(b, step, thread, 0, size_t(buffers_[b].width) * 4));
+}
+
+Rounded Program::ints(int b, const Step& step, int thread) const {
+    const size_t width = buffers_[b].width;
+    // The widest elements first, so that every plane is aligned.
+    uint8_t* minus8 = base(b, step, thread, 0, width / 16 * 4);
+    uint8_t* scales = base(b, step, thread, width / 16 * 4, width / BLOCK * 4);
+    uint8_t* values = base(b, step, thread, width / 16 * 4 + width / BLOCK * 4, width);
+    return {reinterpret_cast<int8_t*>(values), reinterpret_cast<float*>(scales),
+            reinterpret_cast<int32_t*>(minus8), static_cast<int>(width)};
+}
+
+void Program::row_op(const Op& o, const Step& step, int thread, int row, int rows) {
+    const int width = buffers_[o.out].width;
+    const auto at = [&](int b, int r) {
+        return floats(b, step, thread) + size_t(r) * buffers_[b].width;
+    };
+    if (o.kind == Kind::ROUND) {
+        const Rounded out = ints(o.out, step, thread);
+        return kernels_.round(floats(o.in[0], step, thread), rows, out, row);
+    }
+    for (int r = row; r < row + rows; ++r) {
+        float* y = at(o.out, r);
+        switch (o.kind) {
+            case Kind::EMBED:
+                kernels_.embed(*o.parts[0].weight, step.token_ids[r], o.scale, y);
+                break;
+            case Kind::NORM: kernels_.rms_norm(at(o.in[0], r), o.a, width, o.eps, y); break;
+            case Kind::RESIDUAL:
+                kernels_.residual(at(o.in[0], r), at(o.in[1], r), o.a, o.eps, o.b, width, y);
+                break;
+            case Kind::SELECT:
+                std::memcpy(y, at(o.in[0], step.wanted[r]), size_t(width) * 4);
+                break;
+            default: {  // ROPE_TABLE: cosines, then sines
+                const int half = width / 2;
+                for (int i = 0; i < half; ++i) {
+                    const float angle = static_cast<float>(step.positions[r]) * o.frequencies[i];
+                    y[i] = std::cos(angle);
+                    y[half + i] = std::sin(angle);
+                }
+            }
+        }
+    }
+}
+
+bool Program::take(size_t index, int total, int piece, int& first, int& last) {
+    first = taken_[index].fetch_add(piece, std::memory_order_relaxed);
+    last = std::min(first + piece, total);
+    return first < total;
+}
+
+void Program::split_op(const Op& o, size_t index, const Step& step, int thread) {
+    switch (o.kind) {
+        case Kind::ROPE: return rope(o, index, step, thread);
+        case Kind::ATTEND: return attention(o, index, step, thread);
+        case Kind::SOFTCAP: {
+            float* x = floats(o.in[0], step, thread);
+            const size_t total = size_t(step.rows(o.domain)) * buffers_[o.in[0]].width;
+            const size_t units = (total + 1023) / 1024;
+            int first, last;
+            while (take(index, static_cast<int>(units), 8, first, last)) {
+                const size_t from = size_t(first) * 1024;
+                const size_t to = std::min(total, size_t(last) * 1024);
+                kernels_.softcap(x + from, static_cast<int>(to - from), o.scale);
+            }
+            return;
+        }
+        default: return products(o, index, step, thread);
+    }
+}
+
+void Program::products(const Op& o, size_t index, const Step& step, int thread) {
+    const int rows = step.rows(o.domain);
+    const bool joined = o.kind == Kind::GATED;
+    const float* x = floats(o.in[0], step, thread);
+    Rounded q{};
+    if (o.in[1] >= 0) q = ints(o.in[1], step, thread);
+    int total = 0;
+    for (const Part& part : o.parts) total += part.weight->groups();
+    if (joined) total = o.parts[0].weight->groups();
+    const int piece = std::max(1, total / (pool_.threads() * PIECES_PER_THREAD));
+    int first, last;
+    while (take(index, total, piece, first, last)) {
+        if (joined) {
+            const Part &gate = o.parts[0], &up = o.parts[1];
+            kernels_.gated(*gate.weight, *up.weight, first, last, x,
+                           o.in[1] >= 0 ? &q : nullptr, 0, rows, gate.bias, up.bias, o.activation,
+                           floats(o.out, step, thread), buffers_[o.out].width);
+            continue;
+        }
+        int before = 0;
+        for (const Part& part : o.parts) {
+            const int groups = part.weight->groups();
+            const int from = std::max(first - before, 0), to = std::min(last - before, groups);
+            if (from < to)
+                kernels_.linear(*part.weight, from, to, x, o.in[1] >= 0 ? &q : nullptr, 0, rows,
+                                part.bias, floats(part.out, step, thread),
+                                buffers_[part.out].width);
+            before += groups;
+        }
+    }
+}
+
+void Program::rope(const Op& o, size_t index, const Step& step, int thread) {
+    const Attention& a = o.attention;
+    const int dim = a.dim, half = dim / 2, units = a.heads + a.kv_heads;
+    float* q = floats(o.in[0], step, thread);
+    const float* k = floats(o.in[1], step, thread);
+    const float* v = floats(o.in[2], step, thread);
+    const float* table = floats(o.in[3], step, thread);
+    std::vector<float> key(dim), value(dim);
+    int first, last;
+    const int total = step.rows(ALL) * units;
+    const int piece = std::max(1, std::min(64, total / (pool_.threads() * 2)));
+    while (take(index, total, piece, first, last)) {
+        for (int u = first; u < last; ++u) {
+            const int row = u / units, head = u % units;
+            const float* cos = table + size_t(row) * dim;
+            if (head < a.heads) {
+                float* at = q + (size_t(row) * a.heads + head) * dim;
+                kernels_.rotate(at, o.a, dim, a.eps, cos, cos + half);
+                continue;
+            }
+            const int g = head - a.heads;
+            const size_t at = (size_t(row) * a.kv_heads + g) * dim;
+            std::memcpy(key.data(), k + at, size_t(dim) * 4);
+            std::memcpy(value.data(), v + at, size_t(dim) * 4);
+            kernels_.rotate(key.data(), o.b, dim, a.eps, cos, cos + half);
+            if (a.value_norm) kernels_.rms_norm(value.data(), nullptr, dim, a.eps, value.data());
+            const Span& span = step.spans[step.row_span[row]];
+            const int p = step.positions[row], stride = o.kv->stride;
+            const size_t cell = o.kv->sliding
+                                    ? size_t(span.ring) * stride + p % stride
+                                    : size_t(span.pages[p / stride]) * stride + p % stride;
+            kernels_.store(*o.kv, cell, g, key.data(), value.data());
+        }
+    }
+}
+
+// A unit is up to QUERIES (row, head) pairs of one span and one key/value head.
+void Program::attention(const Op& o, size_t index, const Step& step, int thread) {
+    const Attention& a = o.attention;
+    const int group = a.heads / a.kv_heads, dim = a.dim;
+    const int heads = std::min(group, QUERIES), rows = std::max(1, QUERIES / group);
+    const int parts = (group + heads - 1) / heads;
+    const float* q = floats(o.in[0], step, thread);
+    float* out = floats(o.out, step, thread);
+    int total = 0;
+    for (const Span& span : step.spans)
+        total += (span.count + rows - 1) / rows * a.kv_heads * parts;
+    int first, last;
+    while (take(index, total, 1, first, last)) {
+        int unit = first;
+        const Span* span = step.spans.data();
+        while (true) {
+            const int here = (span->count + rows - 1) / rows * a.kv_heads * parts;
+            if (unit < here) break;
+            unit -= here;
+            ++span;
+        }
+        const int part = unit % parts, kv_head = unit / parts % a.kv_heads;
+        const int from = unit / parts / a.kv_heads * rows;
+        const int to = std::min(from + rows, span->count);
+        int positions[QUERIES], count = 0;
+        const float* queries[QUERIES];
+        float* outs[QUERIES];
+        for (int i = from; i < to; ++i)
+            for (int h = part * heads; h < std::min(group, (part + 1) * heads); ++h) {
+                const size_t at =
+                    (size_t(span->row + i) * a.heads + kv_head * group + h) * dim;
+                positions[count] = span->start + i;
+                queries[count] = q + at;
+                outs[count++] = out + at;
+            }
+        kernels_.attend(*o.kv, a, *span, kv_head, count, positions, queries, outs);
+    }
+}
+
+}  // namespace hb

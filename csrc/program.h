@@ -1,0 +1,127 @@
+// A step of a model as a list of ops over buffers: recorded once, run for any rows.
+//
+// Every thread walks the whole list. Two kinds of ops:
+//  - split ops (products, attention) divide their outputs among the threads and end in a barrier;
+//  - row ops (norms, rounding, residuals) of a step with few rows are done by every thread for
+//    itself, on a copy of its own, which costs less than a barrier; with many rows they are divided.
+// Threads divide outputs, never a sum, so the number of threads changes no bit.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace hb {
+
+constexpr int OWN_ROWS = 2;  // up to so many rows a thread does row ops for itself
+
+enum Domain : int { ALL = 0, WANTED = 1 };  // the rows of the step, or those whose logits are wanted
+
+struct Step {
+    std::vector<int32_t> token_ids, wanted, positions, row_span;
+    std::vector<Span> spans;
+    int rows(Domain domain) const {
+        return static_cast<int>(domain == ALL ? token_ids.size() : wanted.size());
+    }
+};
+
+class Program {
+public:
+    Program(const Kernels& kernels, Pool& pool) : kernels_(kernels), pool_(pool) {}
+
+    // Recording. Buffers are numbers; every op returns the one it fills.
+    int embed(const Weight* table, float scale);
+    int rms_norm(int x, const float* weight, float eps);
+    int linear(int x, const Weight* weight, const float* bias);
+    int gated(int x, const Weight* gate, const Weight* up, const float* gate_bias,
+              const float* up_bias, Activation activation);
+    int rope_and_store(int q, int k, int v, const float* q_norm, const float* k_norm,
+                       const Attention& attention, const std::vector<float>& frequencies,
+                       const KV* kv);
+    int attend(int q, const Attention& attention, const KV* kv);
+    int residual(int x, int update, const float* norm, float eps, const float* scalar);
+    int select(int x);
+    void finish(int logits, float softcap);
+
+    // Fills and returns the logits [wanted, width]; valid until the next run.
+    const float* run(Step& step);
+    int width() const { return buffers_[logits_].width; }
+    size_t scratch_bytes() const;
+
+private:
+    enum class Kind {
+        EMBED, NORM, ROUND, LINEAR, GATED, ROPE_TABLE, ROPE, ATTEND, RESIDUAL, SELECT, SOFTCAP
+    };
+    struct Buffer {
+        int width;
+        Domain domain;
+        bool rounded, own;  // int8 activations; filled by a row op
+        int first = -1, last = -1, place = -1;
+    };
+    struct Part {  // one product of a linear op
+        const Weight* weight;
+        const float* bias;
+        int out;
+    };
+    struct Op {
+        Kind kind;
+        Domain domain;
+        std::vector<int> in;
+        int out = -1;
+        std::vector<Part> parts;
+        const float *a = nullptr, *b = nullptr;
+        float eps = 0, scale = 0;
+        Activation activation{};
+        Attention attention{};
+        const KV* kv = nullptr;
+        std::vector<float> frequencies;
+    };
+    struct Place {  // memory that buffers share, one after the other
+        Domain domain;
+        size_t row_bytes;
+        int free_from;
+        Bytes memory;
+    };
+
+    int buffer(int width, Domain domain, bool rounded, bool own);
+    Op& op(Kind kind, Domain domain, std::vector<int> in, int out);
+    int rounded(int x, const Weight* weight);
+    int rope_table(const std::vector<float>& frequencies);
+    static bool is_split(Kind kind);
+    void assign_places();
+    void reserve(const Step& step);
+
+    void execute(const Step& step, int thread);
+    void row_op(const Op& op, const Step& step, int thread, int row, int rows);
+    void split_op(const Op& op, size_t index, const Step& step, int thread);
+    void products(const Op& op, size_t index, const Step& step, int thread);
+    void rope(const Op& op, size_t index, const Step& step, int thread);
+    void attention(const Op& op, size_t index, const Step& step, int thread);
+    bool replicated(Domain domain, const Step& step) const {
+        return step.rows(domain) <= OWN_ROWS;
+    }
+    uint8_t* base(int buffer, const Step& step, int thread, size_t bytes_before,
+                  size_t plane_bytes) const;
+    float* floats(int buffer, const Step& step, int thread) const;
+    Rounded ints(int buffer, const Step& step, int thread) const;
+    // The next piece [first, last) of `total` units, or false when none is left.
+    bool take(size_t index, int total, int piece, int& first, int& last);
+
+    const Kernels& kernels_;
+    Pool& pool_;
+    std::vector<Buffer> buffers_;
+    std::vector<Op> ops_;
+    std::vector<Place> places_;
+    std::vector<std::pair<std::vector<float>, int>> tables_;
+    std::vector<std::pair<int, int>> rounded_;
+    std::unique_ptr<std::atomic<int>[]> taken_;
+    int capacity_[2] = {0, 0};
+    int logits_ = -1;
+};
+
+}  // namespace hb

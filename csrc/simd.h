@@ -1,0 +1,312 @@
+// Sixteen lanes, written once: AVX-512 with VNNI, or AVX2 as two halves.
+//
+// A kernel file is compiled once per instruction set, in a namespace of its own (HB_ISA); which one
+// runs is decided when the module is loaded. Lanes never mix except in the horizontal helpers, which
+// have one fixed order.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace HB_ISA {
+
+#if defined(__AVX512VNNI__)
+
+struct F16 {  // 16 x f32
+    __m512 v;
+};
+struct I16 {  // 16 x i32
+    __m512i v;
+};
+struct B64 {  // 64 bytes: 16 lanes of 4
+    __m512i v;
+};
+using Mask = __mmask16;
+
+inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F16 x) { _mm512_storeu_ps(p, x.v); }
+inline F16 splat(float x) { return {_mm512_set1_ps(x)}; }
+inline F16 zero() { return {_mm512_setzero_ps()}; }
+inline F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F16 sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F16 mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F16 div(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F16 abs(F16 a) { return {_mm512_abs_ps(a.v)}; }
+// a * b + c, rounded once
+inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F16 round(F16 a) {
+    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline F16 load_f16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline F16 load_bf16(const uint16_t* p) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+}
+inline F16 load_u8(const uint8_t* p) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(raw))};
+}
+inline F16 load_i8(const int8_t* p) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw))};
+}
+inline void store_i8(int8_t* p, I16 a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+// 2^n for whole n in [-126, 127], through the exponent bits
+inline F16 exp2i(F16 n) {
+    const __m512i bits = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 23))};
+}
+inline Mask less_equal(I16 a, I16 b) { return _mm512_cmple_epi32_mask(a.v, b.v); }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline F16 choose(Mask m, F16 yes, F16 no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
+
+inline I16 splat_i(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I16 add(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+template <int N> inline I16 shift_left(I16 a) { return {_mm512_slli_epi32(a.v, N)}; }
+inline I16 iota() {
+    return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
+}
+
+inline B64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline B64 low_nibbles(B64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
+inline B64 high_nibbles(B64 a) {
+    return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(0x0f))};
+}
+// bits 2f, 2f+1 of every byte, moved to bits 4, 5
+template <int f> inline B64 crumbs_high(B64 a) {
+    const __m512i moved =
+        f < 2 ? _mm512_slli_epi16(a.v, 4 - 2 * f) : _mm512_srli_epi16(a.v, 2 * f - 4);
+    return {_mm512_and_si512(moved, _mm512_set1_epi8(0x30))};
+}
+inline B64 either(B64 a, B64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+// acc + per lane the sum of four products u8 (w < 128) x s8; `x` is the same four for all lanes
+inline I16 dot_small(I16 acc, B64 w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
+}
+inline I16 dot_full(I16 acc, B64 w, const int8_t* x) { return dot_small(acc, w, x); }
+
+inline float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
+inline float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
+inline int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
+inline void store_bf16(uint16_t* p, F16 a) {
+    // round to nearest, ties to even; finite values
+    const __m512i bits = _mm512_castps_si512(a.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i moved =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(moved, 16)));
+}
+
+#else  // AVX2, FMA, F16C
+
+struct F16 {
+    __m256 a, b;
+};
+struct I16 {
+    __m256i a, b;
+};
+struct B64 {
+    __m256i a, b;
+};
+struct Mask {
+    __m256 a, b;
+};
+
+inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, F16 x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+inline F16 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline F16 add(F16 x, F16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline F16 sub(F16 x, F16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline F16 mul(F16 x, F16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline F16 div(F16 x, F16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline F16 max(F16 x, F16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline F16 min(F16 x, F16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline F16 abs(F16 x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+inline F16 fma(F16 x, F16 y, F16 z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+inline F16 round(F16 x) {
+    constexpr int how = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(x.a, how), _mm256_round_ps(x.b, how)};
+}
+inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline I16 to_int(F16 x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+inline __m128i half(const void* p, int i) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(p) + i);
+}
+inline F16 load_f16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(half(p, 0)), _mm256_cvtph_ps(half(p, 1))};
+}
+inline F16 load_bf16(const uint16_t* p) {
+    const auto widen = [](__m128i raw) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+    };
+    return {widen(half(p, 0)), widen(half(p, 1))};
+}
+inline F16 load_u8(const uint8_t* p) {
+    const __m128i raw = half(p, 0);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(raw)),
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(raw, 8)))};
+}
+inline F16 load_i8(const int8_t* p) {
+    const __m128i raw = half(p, 0);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(raw, 8)))};
+}
+inline void store_i32(int32_t* p, I16 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
+}
+inline void store_i8(int8_t* p, I16 x) {
+    int32_t lanes[16];
+    store_i32(lanes, x);
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(lanes[i]);
+}
+inline F16 exp2i(F16 n) {
+    const auto one = [](__m256 x) {
+        const __m256i bits = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23));
+    };
+    return {one(n.a), one(n.b)};
+}
+inline Mask less_equal(I16 x, I16 y) {
+    const auto one = [](__m256i p, __m256i q) {
+        return _mm256_castsi256_ps(
+            _mm256_xor_si256(_mm256_cmpgt_epi32(p, q), _mm256_set1_epi32(-1)));
+    };
+    return {one(x.a, y.a), one(x.b, y.b)};
+}
+inline Mask both(Mask x, Mask y) { return {_mm256_and_ps(x.a, y.a), _mm256_and_ps(x.b, y.b)}; }
+inline F16 choose(Mask m, F16 yes, F16 no) {
+    return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)};
+}
+
+inline I16 splat_i(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline I16 add(I16 x, I16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+template <int N> inline I16 shift_left(I16 x) {
+    return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)};
+}
+inline I16 iota() {
+    return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+            _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
+}
+
+inline B64 load_bytes(const uint8_t* p) {
+    const auto* q = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline B64 low_nibbles(B64 x) {
+    const __m256i m = _mm256_set1_epi8(0x0f);
+    return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+inline B64 high_nibbles(B64 x) {
+    return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
+}
+template <int f> inline B64 crumbs_high(B64 x) {
+    const __m256i m = _mm256_set1_epi8(0x30);
+    const auto one = [&](__m256i p) {
+        const __m256i moved =
+            f < 2 ? _mm256_slli_epi16(p, 4 - 2 * f) : _mm256_srli_epi16(p, 2 * f - 4);
+        return _mm256_and_si256(moved, m);
+    };
+    return {one(x.a), one(x.b)};
+}
+inline B64 either(B64 x, B64 y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+inline I16 dot_small(I16 acc, B64 w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i s = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
+    const auto one = [&](__m256i sum, __m256i u) {
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), ones));
+    };
+    return {one(acc.a, w.a), one(acc.b, w.b)};
+}
+// For any u8: the pair sums of maddubs would saturate, so even and odd bytes go apart.
+inline I16 dot_full(I16 acc, B64 w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i s = _mm256_set1_epi32(four), low = _mm256_set1_epi16(0x00ff);
+    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8);
+    const __m256i odd = _mm256_srai_epi16(s, 8);
+    const auto one = [&](__m256i sum, __m256i u) {
+        const __m256i p = _mm256_madd_epi16(_mm256_and_si256(u, low), even);
+        const __m256i q = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), odd);
+        return _mm256_add_epi32(sum, _mm256_add_epi32(p, q));
+    };
+    return {one(acc.a, w.a), one(acc.b, w.b)};
+}
+
+inline float sum(F16 x) {
+    float lanes[8];
+    _mm256_storeu_ps(lanes, _mm256_add_ps(x.a, x.b));
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+           ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+inline float largest(F16 x) {
+    float lanes[8], best;
+    _mm256_storeu_ps(lanes, _mm256_max_ps(x.a, x.b));
+    best = lanes[0];
+    for (int i = 1; i < 8; ++i) best = lanes[i] > best ? lanes[i] : best;
+    return best;
+}
+inline int32_t sum(I16 x) {
+    int32_t lanes[16], total = 0;
+    store_i32(lanes, x);
+    for (int32_t lane : lanes) total += lane;
+    return total;
+}
+inline void store_bf16(uint16_t* p, F16 x) {
+    float lanes[16];
+    store(lanes, x);
+    for (int i = 0; i < 16; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, lanes + i, 4);
+        p[i] = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    }
+}
+
+#endif
+
+// e^x, relative error below 2e-7; e^0 is exactly 1, and e^-inf is 0.
+inline F16 exp(F16 x) {
+    const F16 low = splat(-87.33654f), high = splat(88.02969f);
+    const F16 kept = min(max(x, low), high);
+    const F16 n = round(mul(kept, splat(1.44269504f)));
+    F16 r = fma(n, splat(-0.693359375f), kept);
+    r = fma(n, splat(2.12194440e-4f), r);
+    F16 p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    const F16 value = mul(add(fma(mul(p, r), r, r), splat(1.0f)), exp2i(n));
+#if defined(__AVX512VNNI__)
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, low.v, _CMP_GE_OQ), value.v)};
+#else
+    return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, low.a, _CMP_GE_OQ)),
+            _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, low.b, _CMP_GE_OQ))};
+#endif
+}
+
+}  // namespace HB_ISA

@@ -1,0 +1,17 @@
+// Packing: rows of a stored tensor, as GGUF has them, into groups of 16 rows, and back.
+#pragma once
+
+#include "kernels.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace hb {
+
+// Bytes of one stored row, and of one packed group.
+size_t row_bytes(Scheme scheme, int cols);
+size_t group_bytes(Scheme scheme, int cols);
+
+void pack_group(const Weight& w, const uint8_t* stored, int g);
+void unpack_group(const Weight& w, uint8_t* stored, int g);
+
+}  // namespace hb

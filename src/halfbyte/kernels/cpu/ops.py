@@ -1,0 +1,217 @@
+"""The native CPU op set: ops are recorded into a program; afterwards a step is one native call.
+
+Weights are repacked when a model is loaded (16 rows side by side, reversible bit for bit). The
+inputs of block-quantized linears are rounded to int8 per 32 with an fp16 scale; everything else is
+f32, keys and values are kept in bf16 or f32. Within its rounding of int8 halves (to even, where the
+reference rounds away from zero) it agrees with `ReferenceOps(activations="q8_0")` to f32 accuracy,
+and it keeps the determinism contract bit for bit: threads divide outputs, never sums.
+
+What it is not: differentiable, or for other processors than x86-64 with AVX2. The kernels are in
+csrc/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import UnsupportedError
+from halfbyte.kernels.contract import Graph, KVLayout, Linear, Rows
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import SCHEMES, Activation, AttentionSpec, RopeSpec, Scheme
+
+# In the order of csrc/kernels.h.
+NATIVE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
+INSTRUCTION_SETS = ("avx512-vnni", "avx2")
+KEY_TILE = 64
+Buffer = int
+
+
+def native() -> Any:
+    """The extension module, or None where it was not built."""
+    try:
+        from halfbyte import _cpu  # pyright: ignore
+    except ImportError:
+        return None
+    return _cpu
+
+
+def instruction_set() -> str | None:
+    """The fastest instruction set that is built and that this processor has; None if none."""
+    module = native()
+    if module is None:
+        return None
+    return next((name for name in INSTRUCTION_SETS if module.supports(name)), None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A stored tensor in the native layout: a weight, or a vector of f32."""
+
+    scheme: Scheme
+    shape: tuple[int, ...]
+    native: Any
+
+
+class CPUOps:
+    """See the contract. Ops may be called only inside `step`, which records them."""
+
+    schemes = tuple(SCHEMES[name] for name in NATIVE)
+
+    def __init__(self, *, threads: int, instructions: str | None = None) -> None:
+        self._native = native()
+        found = instructions or instruction_set()
+        if self._native is None or found is None:
+            raise UnsupportedError("the native CPU kernels are not built, or not for this machine")
+        self.instructions = found
+        self.name = f"native CPU ({found})"
+        self.packed_bytes = 0
+        self._pool = self._native.Pool(threads)
+        self._program: Any = None
+        self._softcap = 0.0
+
+    def pack(self, q: QTensor) -> Packed:
+        if len(q.shape) == 1:
+            packed = self._native.Vector(q.data.view(np.float32).reshape(-1))
+        else:
+            scheme = NATIVE.index(q.scheme.name)
+            packed = self._native.Weight(self._pool, scheme, q.num_rows, q.width, q.data)
+        self.packed_bytes += packed.nbytes
+        return Packed(q.scheme, q.shape, packed)
+
+    def unpack(self, packed: Packed) -> QTensor:
+        return QTensor(packed.scheme, packed.shape, packed.native.unpack())
+
+    def new_kv(self, layout: KVLayout) -> Any:
+        if layout.kind == "q8_0":
+            raise UnsupportedError("a q8_0 cache in the native op set", hint="use --kv bf16")
+        return self._native.Cells(
+            layout.kv_heads,
+            layout.head_dim,
+            layout.num_cells,
+            layout.stride,
+            layout.sliding,
+            layout.kind == "f32",
+        )
+
+    def embed(self, rows: Rows, table: Packed, scale: float) -> Buffer:
+        return self._program.embed(table.native, scale)
+
+    def rms_norm(self, x: Buffer, weight: Packed | None, eps: float) -> Buffer:
+        return self._program.rms_norm(x, _native_of(weight), eps)
+
+    def linear(self, x: Buffer, linear: Linear) -> Buffer:
+        return self._program.linear(x, linear.weight.native, _native_of(linear.bias))
+
+    def rope_and_store(
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        *,
+        q_norm: Packed | None,
+        k_norm: Packed | None,
+        attention: AttentionSpec,
+        eps: float,
+        rows: Rows,
+        kv: Any,
+    ) -> Buffer:
+        return self._program.rope_and_store(
+            q,
+            k,
+            v,
+            _native_of(q_norm),
+            _native_of(k_norm),
+            self._attention(attention, eps),
+            frequencies(attention.rope, attention.head_dim).tolist(),
+            kv,
+        )
+
+    def attend(self, q: Buffer, *, attention: AttentionSpec, rows: Rows, kv: Any) -> Buffer:
+        return self._program.attend(q, self._attention(attention, 0.0), kv)
+
+    def residual(
+        self,
+        x: Buffer,
+        update: Buffer,
+        *,
+        norm: Packed | None = None,
+        eps: float = 0.0,
+        scalar: Packed | None = None,
+    ) -> Buffer:
+        return self._program.residual(x, update, _native_of(norm), eps, _native_of(scalar))
+
+    def gated_mlp(
+        self, x: Buffer, *, gate: Linear, up: Linear, down: Linear, activation: Activation
+    ) -> Buffer:
+        inner = self._program.gated(
+            x,
+            gate.weight.native,
+            up.weight.native,
+            _native_of(gate.bias),
+            _native_of(up.bias),
+            ACTIVATIONS.index(activation),
+        )
+        return self.linear(inner, down)
+
+    def select(self, x: Buffer, index: Sequence[int]) -> Buffer:
+        return self._program.select(x)
+
+    def logits(self, x: Buffer, head: Packed, softcap: float | None) -> Buffer:
+        self._softcap = softcap or 0.0
+        return self.linear(x, Linear(weight=head))
+
+    def step(self, graph: Graph) -> CPUStep:
+        """Records the graph; the step takes any number of rows."""
+        self._program = program = self._native.Program(self._pool, self.instructions)
+        program.finish(graph(Rows(token_ids=(), spans=()), ()), self._softcap)
+        self._program = None
+        return CPUStep(program)
+
+    def _attention(self, attention: AttentionSpec, eps: float) -> Any:
+        return self._native.Attention(
+            attention.heads,
+            attention.kv_heads,
+            attention.head_dim,
+            attention.window or 0,
+            attention.scale,
+            eps,
+            attention.value_norm,
+        )
+
+
+class CPUStep:
+    """A recorded step. The logits it returns are overwritten by its next run."""
+
+    def __init__(self, program: Any) -> None:
+        self._program = program
+
+    def __call__(self, rows: Rows, wanted: Sequence[int]) -> NDArray[np.float32]:
+        pages: list[int] = []
+        spans: list[tuple[int, int, int, int, int]] = []
+        for span in rows.spans:
+            spans.append((span.start, span.count, span.ring, len(pages), len(span.pages)))
+            pages.extend(span.pages)
+        return self._program.run(
+            np.array(rows.token_ids, dtype=np.int32),
+            np.array(spans, dtype=np.int32),
+            np.array(pages, dtype=np.int32),
+            np.array(wanted, dtype=np.int32),
+        )
+
+
+def frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
+    """[D / 2]: the angle of each pair per position, as the reference computes it, in f32."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequency = np.float32(1.0) / np.power(np.float32(rope.theta), exponents)
+    divisors = np.ones(1) if rope.divisors is None else np.array(rope.divisors)
+    return (frequency / divisors.astype(np.float32)).astype(np.float32)
+
+
+def _native_of(packed: Packed | None) -> Any:
+    return None if packed is None else packed.native
