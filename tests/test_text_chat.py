@@ -194,13 +194,14 @@ def test_stop_ids_from_either_file_kind(assets: TextAssets, stories260k: Path) -
 def test_the_template_alone_tells_the_end_of_a_turn(assets: TextAssets) -> None:
     silent = replace(assets, generation=replace(assets.generation, eos_ids=()))
     tokenizer = Tokenizer(silent)
-    assert Chat(tokenizer, silent).stop_ids == {tokenizer.token_id("<turn|>")}
+    asks = tokenizer.token_id("<|tool_response>")  # for a tool's result; the model waits for it
+    assert Chat(tokenizer, silent).stop_ids == {tokenizer.token_id("<turn|>"), asks}
     spaced = replace(
         silent, template="{% for m in messages %}{{ m.content }} {{ eos_token }}{% endfor %}"
     )
-    assert Chat(tokenizer, spaced).stop_ids == {tokenizer.token_id("<eos>")}
+    assert Chat(tokenizer, spaced).stop_ids == {tokenizer.token_id("<eos>"), asks}
     for template in ("{{ raise_exception('no') }}", "{{ messages[1].content }}\n", None):
-        assert Chat(tokenizer, replace(silent, template=template)).stop_ids == frozenset()
+        assert Chat(tokenizer, replace(silent, template=template)).stop_ids == {asks}
 
 
 @pytest.mark.parametrize("template", ["", "{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"])
@@ -227,7 +228,7 @@ def test_a_model_without_a_template_points_to_raw(assets: TextAssets) -> None:
         ),
         ("<|channel>thought\n<channel|>A nibble.", Answer("A nibble.", "")),
         ("<|channel>thought\nFour bi", Answer("", "Four bi")),
-        ("Four bits.<channel|>A nibble.", Answer("A nibble.", "Four bits.")),
+        ("Four bits.<channel|>A nibble.", Answer("Four bits.A nibble.", "")),
         ("<|channel>thought\na<channel|>b<|channel>thought\nc<channel|>d", Answer("bd", "a\nc")),
         ("", Answer("", "")),
     ],

@@ -25,7 +25,7 @@ from halfbyte.models.load import load
 from halfbyte.planner.probe import peak_bytes, resident_bytes
 from halfbyte.quantizer.opening import open_source
 from halfbyte.specs import LoadOptions, ModelSpec, Request, SamplingParams
-from halfbyte.text.answer import AnswerStream, Piece
+from halfbyte.text.answer import Answer, AnswerStream, Piece, collected
 from halfbyte.text.assets import TextAssets
 from halfbyte.text.chat import Chat
 from halfbyte.text.tokenizer import Tokenizer
@@ -45,16 +45,24 @@ class Memory:
 
 
 class LLM:
-    """A loaded model. `model` is whatever the command line takes as MODEL."""
+    """A loaded model. `model` is whatever the command line takes as MODEL; `template` is a chat
+    template in place of its own."""
 
     def __init__(
-        self, model: str, options: LoadOptions | None = None, *, progress: Progress | None = None
+        self,
+        model: str,
+        options: LoadOptions | None = None,
+        *,
+        template: str | None = None,
+        progress: Progress | None = None,
     ) -> None:
         options = options or LoadOptions()
         self._resident_before = resident_bytes()
         source = open_source(model, recipe=options.recipe, method=options.method, progress=progress)
         self.spec: ModelSpec = source.spec
         self.assets: TextAssets | None = source.assets
+        if self.assets is not None and template is not None:
+            self.assets = replace(self.assets, template=template)
         ops = choose(self.spec, options.device, options.dtype, threads=options.threads)
         self.decoder = load(source, ops, progress=progress)
         self.context = options.context or min(self.spec.context, DEFAULT_CONTEXT)
@@ -77,10 +85,14 @@ class LLM:
         )
 
     def chat_ids(
-        self, messages: Sequence[Mapping[str, Any]], *, think: bool | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        think: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """The prompt of a conversation, up to where the model's answer begins."""
-        return self.chat.render(messages, think=think)
+        return self.chat.render(messages, think=think, tools=tools)
 
     def raw_ids(self, text: str) -> list[int]:
         """The prompt that continues a text: one BOS, if the model uses one, and the text."""
@@ -106,16 +118,18 @@ class LLM:
         max_tokens: int | None = None,
         ignore_eos: bool = False,
         continues_text: bool = False,
+        tools: bool = False,
     ) -> Reply:
-        """What the model says next. `continues_text`: the prompt is text, not a conversation."""
+        """What the model says next. `continues_text`: the prompt is text, not a conversation;
+        `tools`: it offers some."""
         request = Request(
             prompt_ids=tuple(prompt_ids),
             sampling=sampling or self.sampling(),
             max_tokens=max_tokens,
             stop_ids=frozenset() if ignore_eos else self.chat.stop_ids,
         )
-        decoder = AnswerStream(self.tokenizer, prompt_ids if continues_text else ())
-        return Reply(self.engine, request, decoder)
+        stream = self.chat.stream(prompt_ids, continues_text=continues_text, tools=tools)
+        return Reply(self.engine, request, stream)
 
     def _assets(self) -> TextAssets:
         if self.assets is None:
@@ -131,17 +145,17 @@ class Reply:
     Leaving the iteration early (Ctrl-C too) stops the answer; the model stays usable.
     """
 
-    def __init__(self, engine: Engine, request: Request, decoder: AnswerStream) -> None:
-        self._engine, self._request, self._decoder = engine, request, decoder
+    def __init__(self, engine: Engine, request: Request, stream: AnswerStream) -> None:
+        self._engine, self._request, self._stream = engine, request, stream
         self._pieces: list[Piece] = []
         self.completion: Completion | None = None
 
     def __iter__(self) -> Iterator[Piece]:
         for event in self._engine.stream(self._request):
             if event.token_id is not None:
-                yield from self._keep(self._decoder.push(event.token_id))
+                yield from self._keep(self._stream.push(event.token_id))
             self.completion = event.completion
-        yield from self._keep(self._decoder.finish())
+        yield from self._keep(self._stream.finish())
 
     def finish(self) -> Completion:
         """Runs to the end."""
@@ -151,14 +165,9 @@ class Reply:
         return self.completion
 
     @property
-    def text(self) -> str:
-        """What was said so far."""
-        return "".join(piece.text for piece in self._pieces if not piece.thought)
-
-    @property
-    def thought(self) -> str:
-        """What was thought so far."""
-        return "".join(piece.text for piece in self._pieces if piece.thought)
+    def answer(self) -> Answer:
+        """What was said, thought and called so far."""
+        return collected(self._pieces)
 
     def _keep(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
         for piece in pieces:

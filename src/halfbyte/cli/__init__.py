@@ -14,6 +14,7 @@ import traceback
 import click
 
 from halfbyte import __version__
+from halfbyte.cli.console import complain
 from halfbyte.errors import HalfbyteError, OutOfMemoryError
 
 # verb -> (module, what it does in one line)
@@ -92,7 +93,7 @@ def _interrupted() -> int:
 def _report(error: Exception, *, debug: bool) -> int:
     known = _translated(error)
     if known is not None:
-        click.echo(f"{click.style('error:', fg='red')} {known}", err=True)
+        complain(known)
         return known.exit_code
     if not debug:
         click.echo(f"internal error: {type(error).__name__}: {error}", err=True)

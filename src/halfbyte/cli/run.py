@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from halfbyte.cli import flags
-from halfbyte.cli.console import document, note, progress
+from halfbyte.cli.console import colour, document, note, progress
 from halfbyte.cli.values import gib
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ class Manner:
 @click.option("--raw", is_flag=True, help="Continue the text itself: one BOS and the text.")
 @click.option("--system", help="The system message of the chat.")
 @click.option("--think/--no-think", default=None, help="Let the model think first, or not.")
+@click.option(
+    "--template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A chat template (jinja) in place of the model's own.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model has ended its answer.")
 @click.option("--stats", is_flag=True, help="Speed and memory, on stderr.")
 @flags.JSON
@@ -49,6 +56,7 @@ def command(
     raw: bool,
     system: str | None,
     think: bool | None,
+    template: Path | None,
     ignore_eos: bool,
     stats: bool,
     as_json: bool,
@@ -102,7 +110,10 @@ def command(
     if prompt is None and (as_json or not _at_terminal()):
         prompt = sys.stdin.read()
     with progress("loading") as report:
-        llm = LLM(model, options, progress=report)
+        own = None if template is None else template.read_text(encoding="utf-8", errors="replace")
+        llm = LLM(model, options, template=own, progress=report)
+    if think is not None and not raw and not llm.chat.can_think:
+        note("this model's template has no switch for thinking: --think and --no-think do nothing")
     if prompt is None:
         from halfbyte.cli.chat import converse
 
@@ -112,7 +123,7 @@ def command(
 
 
 def _at_terminal() -> bool:
-    return sys.stdin.isatty()
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _answer(llm: LLM, prompt: str, manner: Manner, *, stats: bool, as_json: bool) -> None:
@@ -146,35 +157,40 @@ def begin(llm: LLM, ids: list[int], manner: Manner) -> Reply:
 
 
 def show(reply: Reply) -> None:
-    """Writes an answer as it comes; thoughts go dimmed to stderr."""
+    """Writes an answer as it comes; thoughts go dimmed to stderr, and calls, and notes."""
     thinking = False
     for piece in reply:
-        if thinking and not piece.thought:
-            click.echo(err=True)
-        thinking = piece.thought
-        click.echo(
-            click.style(piece.text, dim=True) if thinking else piece.text, nl=False, err=thinking
-        )
+        if thinking and piece.kind != "thought":
+            note("")
+        thinking = piece.kind == "thought"
+        text = click.style(piece.text, dim=True) if thinking else piece.text
+        click.echo(text, nl=False, err=thinking, color=colour())
+        if piece.call is not None:
+            arguments = json.dumps(piece.call.arguments, ensure_ascii=False)
+            note(f"-> {piece.call.name} {arguments}")
     click.echo()
+    for remark in reply.answer.notes:
+        note(f"({remark})")
 
 
-def warn_if_cut(llm: LLM, reply: Reply) -> None:
+def warn_if_cut(llm: LLM, reply: Reply, hint: str = "--context gives more") -> None:
     """Says so when the context ended the answer, and not the caller's own limit."""
     done = reply.completion
     if done is not None and done.finish_reason == "length":
         used = done.prompt_tokens + len(done.token_ids)
         if used >= llm.context:
-            note(f"the context of {llm.context} tokens is full; --context gives more")
+            note(f"the context of {llm.context} tokens is full; {hint}")
 
 
 def facts(llm: LLM, reply: Reply, *, seed: float | int | None) -> dict[str, Any]:
     """The fields of the JSON document."""
     done = reply.completion
     assert done is not None
-    memory = llm.memory
+    memory, answer = llm.memory, reply.answer
     return {
-        "text": reply.text,
-        "thought": reply.thought,
+        "text": answer.text,
+        "thought": answer.thought,
+        "calls": [asdict(call) for call in answer.calls],
         "token_ids": list(done.token_ids),
         "finish_reason": done.finish_reason,
         "seed": seed,

@@ -1,37 +1,31 @@
-"""A conversation in token ids: rendering it, where an answer stops, and what in it was thought.
+"""A conversation in token ids: rendering it, where an answer stops, and how it is divided.
 
 The seam to know about: the rendered template is encoded with special tokens parsed, as everywhere
 in the field, so text of a user or system message that spells a control token ("<turn|>") becomes
 that token. A message cannot reach more than the model's own turn structure (nothing here runs
 tools), but whoever relays untrusted text decides here whether to filter it first.
 
-Source: Gemma 4's prompt format (thoughts between <|channel> and <channel|>).
+There are no built-in templates: a vocabulary tells the turn tokens, not whether the model was ever
+tuned on them, and a base model given a chat prompt answers with plausible nonsense.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import HalfbyteError, UnsupportedError
-from halfbyte.text.answer import THOUGHT_CLOSES, THOUGHT_OPENS
+from halfbyte.text.answer import Answer, AnswerStream, collected
 from halfbyte.text.assets import TextAssets
+from halfbyte.text.grammar import Grammar, grammar_of
+from halfbyte.text.messages import prepared
 from halfbyte.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from halfbyte.text.template import ChatTemplate
 
 _PROBE = "halfbyteprobe"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model says, and what it thought before; "" for nothing."""
-
-    text: str
-    thought: str
 
 
 class Chat:
@@ -51,49 +45,55 @@ class Chat:
     ) -> list[int]:
         """The prompt's ids, with exactly one BOS where the model uses one.
 
-        `think` sets the template's enable_thinking (None: the template's own default). Raises
-        UnsupportedError for a model without a template, and what `ChatTemplate` raises.
+        `think` sets the template's enable_thinking (None: the template's own default), `tools` are
+        function declarations in JSON schema. Raises UnsupportedError for a model without a
+        template, or for tools that the template has no place for, and what `ChatTemplate` and
+        `prepared` raise.
         """
+        if tools and not self._template.names("tools"):
+            raise UnsupportedError(
+                "the model's chat template has no place for tools",
+                hint="describe them in the system message, or choose a model made for tools",
+            )
         prompt = self._prompt(
             messages, think=think, tools=tools, add_generation_prompt=add_generation_prompt
         )
         return self._tokenizer.with_bos(self._tokenizer.encode(prompt, special=True))
 
+    @property
+    def can_think(self) -> bool:
+        """Whether the template lets a caller turn thinking on and off."""
+        return self._assets.template is not None and self._template.names("enable_thinking")
+
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """The ids that end an answer: the files' and the one that closes a turn in the template."""
-        closing = self._closing_id()
-        found = frozenset(self._assets.generation.eos_ids)
-        return found if closing is None else found | {closing}
+        """The ids that end an answer: the files' own, the one that closes a turn in the template,
+        and the one by which the model asks for a tool's result."""
+        dialect = self.grammar.dialect
+        handing_over = dialect and dialect.hands_over and self._special_id(dialect.hands_over)
+        found = {*self._assets.generation.eos_ids, self._closing_id(), handing_over}
+        return frozenset(token_id for token_id in found if isinstance(token_id, int))
 
-    def split(self, ids: Sequence[int]) -> Answer:
-        """Divide an answer's ids into text and thought.
+    @cached_property
+    def grammar(self) -> Grammar:
+        """The marks around thoughts and calls."""
+        return grammar_of(self._tokenizer, self._assets.template)
 
-        A channel that is not closed is thought to the end. One that the prompt has opened shows
-        only its end; all before that is thought.
-        """
-        opens = self._tokenizer.token_id(THOUGHT_OPENS)
-        closes = self._tokenizer.token_id(THOUGHT_CLOSES)
-        said: list[int] = []
-        thoughts: list[list[int]] = []
-        inside = False
-        for token_id in ids:
-            if token_id == opens:
-                thoughts.append([])
-                inside = True
-            elif token_id == closes:
-                if not inside and not thoughts:
-                    thoughts.append(said)
-                    said = []
-                inside = False
-            else:
-                (thoughts[-1] if inside else said).append(token_id)
-        thought = "\n".join(filter(None, map(self._thought, thoughts)))
-        return Answer(text=self._tokenizer.decode(said), thought=thought)
+    def stream(
+        self, prompt_ids: Sequence[int] = (), *, continues_text: bool = False, tools: bool = False
+    ) -> AnswerStream:
+        """What divides the answer to a prompt while it comes."""
+        return AnswerStream(
+            self._tokenizer, self.grammar, prompt_ids, continues_text=continues_text, tools=tools
+        )
 
-    def _thought(self, ids: list[int]) -> str:
-        # A channel begins with its name on a line of its own.
-        return self._tokenizer.decode(ids).removeprefix("thought").strip()
+    def split(
+        self, ids: Sequence[int], prompt_ids: Sequence[int] = (), *, tools: bool = False
+    ) -> Answer:
+        """Divide a whole answer, as `stream` does."""
+        stream = self.stream(prompt_ids, tools=tools)
+        pieces = [piece for token_id in ids for piece in stream.push(token_id)]
+        return collected([*pieces, *stream.finish()])
 
     def _closing_id(self) -> int | None:
         """The special token that the template puts after an answer; None if it puts none."""
@@ -109,6 +109,10 @@ class Chat:
         first = self._tokenizer.encode(tail, special=True)[:1]
         return first[0] if first and self._tokenizer.is_special(first[0]) else None
 
+    def _special_id(self, string: str) -> int | None:
+        found = self._tokenizer.token_id(string)
+        return found if found is not None and self._tokenizer.is_special(found) else None
+
     def _prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -118,7 +122,7 @@ class Chat:
         add_generation_prompt: bool,
     ) -> str:
         return self._template.render(
-            messages,
+            prepared(messages),
             bos=self._assets.token(self._assets.bos_id),
             eos=self._assets.token(self._assets.eos_id),
             tools=tools,
@@ -133,6 +137,6 @@ class Chat:
         if self._assets.template is None:
             raise UnsupportedError(
                 "the model has no chat template",
-                hint="use --raw to continue a text without one",
+                hint="--raw continues a text without one; --template FILE gives one of your own",
             )
         return ChatTemplate(self._assets.template)

@@ -32,5 +32,5 @@ class StreamDecoder:
         return self._characters.decode(data)
 
     def finish(self) -> str:
-        """What is held back, as U+FFFD; the decoder is used up."""
+        """What is held back, as U+FFFD; a new character begins."""
         return self._characters.decode(b"", final=True)

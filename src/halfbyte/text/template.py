@@ -8,6 +8,7 @@ Source: Hugging Face's chat templates (the variables and functions that template
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
@@ -30,6 +31,7 @@ class ChatTemplate:
         """Raises IntegrityError if the text is too long or is no template."""
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise IntegrityError("it is too long", where=_WHERE, hint=_RAW)
+        self._source = source
         self._sandbox = Sandbox()
         self._lock = Lock()
         try:
@@ -40,6 +42,10 @@ class ChatTemplate:
             ) from error
         except (RecursionError, MemoryError, ValueError, SyntaxError) as error:
             raise IntegrityError(f"it does not compile ({error})", where=_WHERE) from error
+
+    def names(self, variable: str) -> bool:
+        """Whether the template has this word in it."""
+        return re.search(rf"\b{re.escape(variable)}\b", self._source) is not None
 
     def render(
         self,
