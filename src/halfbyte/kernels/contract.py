@@ -6,7 +6,7 @@ set's own and opaque to the decoder. What a row of activations *is* (f32, bf16, 
 linear) is the op set's affair; its accuracy against the reference is stated by each op set.
 
 Shapes: R rows of the batch, H hidden, N query heads, G key/value heads, D head dim, F inner width,
-V vocabulary.
+V vocabulary, E experts, L layers, P width of the embeddings per layer.
 
 Determinism. The result of a row depends on its sequence alone: not on how many rows or sequences
 run with it, on chunking, on the ring's offset, on the pages, or on the thread count.
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Activation, AttentionSpec, KVType, Scheme
+from halfbyte.specs import Activation, AttentionSpec, ExpertSpec, KVType, Scheme
 
 Array = Any
 
@@ -72,6 +72,18 @@ class Linear:
     bias: Array | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """The packed weights of E experts: `gate_up` [E, 2 * F, H], `down` [E, H, F], `scale` [E].
+
+    The first F rows of an expert's `gate_up` are its gate, the others its up projection.
+    """
+
+    gate_up: Array
+    down: Array
+    scale: Array
+
+
 Graph = Callable[[Rows, Sequence[int]], Array]
 """A model's forward in terms of ops: (rows, wanted rows) -> logits [wanted, V]."""
 
@@ -85,12 +97,14 @@ class Step(Protocol):
 
 
 class OpSet(Protocol):
-    """About a dozen ops. Every op takes and returns the op set's own arrays."""
+    """About a dozen and a half ops. Every op takes and returns the op set's own arrays."""
 
     name: str
 
-    schemes: Collection[Scheme]
-    """The schemes that `pack` takes for a matrix; a vector is always f32."""
+    @property
+    def schemes(self) -> Collection[Scheme]:
+        """The schemes that `pack` takes for a matrix; a vector is always f32."""
+        ...
 
     def pack(self, q: QTensor) -> Array:
         """The op set's own layout of a stored tensor. Exact, and reversible by `unpack`."""
@@ -141,6 +155,18 @@ class OpSet(Protocol):
         """
         ...
 
+    def rope(
+        self,
+        q: Array,
+        *,
+        q_norm: Array | None,
+        attention: AttentionSpec,
+        eps: float,
+        rows: Rows,
+    ) -> Array:
+        """The queries of `rope_and_store`, in a layer that reads the cache of another."""
+        ...
+
     def attend(self, q: Array, *, attention: AttentionSpec, rows: Rows, kv: Array) -> Array:
         """[R, N * D]: causal softmax attention of every row over its own sequence's cache."""
         ...
@@ -161,6 +187,40 @@ class OpSet(Protocol):
         self, x: Array, *, gate: Linear, up: Linear, down: Linear, activation: Activation
     ) -> Array:
         """[R, H]: `down(activation(gate(x)) * up(x))`."""
+        ...
+
+    def route_experts(
+        self, x: Array, scores: Array, *, experts: Experts, spec: ExpertSpec, activation: Activation
+    ) -> Array:
+        """[R, H]: the weighted sum of the experts that each row goes through.
+
+        x [R, H]; scores [R, E], whose product with `spec.score_scale` is put through a softmax. The
+        `spec.used` likeliest experts are taken (of equal ones the lower index); the weight of one
+        is its probability over the sum of theirs, times its `scale`. They are added up by
+        ascending index.
+        """
+        ...
+
+    def per_layer_inputs(
+        self, tokens: Array, context: Array, *, norm: Array, eps: float, scale: float
+    ) -> Array:
+        """[R, L * P]: `(tokens + norm(context * scale)) / sqrt(2)`, normed over each P.
+
+        tokens and context [R, L * P], norm [P].
+        """
+        ...
+
+    def per_layer_update(
+        self,
+        x: Array,
+        inputs: Array,
+        layer: int,
+        *,
+        gate: Linear,
+        out: Linear,
+        activation: Activation,
+    ) -> Array:
+        """[R, H]: `out(activation(gate(x)) * (the P columns of inputs [R, L * P] of the layer))`."""
         ...
 
     def select(self, x: Array, index: Sequence[int]) -> Array:
