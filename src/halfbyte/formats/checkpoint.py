@@ -158,11 +158,11 @@ class Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in a directory (config.json and safetensors, or one GGUF), or a .gguf file; of a
-    split GGUF any part will do.
+    """The checkpoint in a directory (config.json and safetensors, or one GGUF) or a .gguf file.
 
-    Reads headers only. Raises `IntegrityError` for a damaged or incomplete checkpoint and
-    `UnsupportedError` for a model or a tensor type that we do not run.
+    Of a split GGUF, any part stands for the whole. Reads headers only. Raises `IntegrityError`
+    for a damaged or incomplete checkpoint and `UnsupportedError` for a model or a tensor type that
+    we do not run.
     """
     if not path.exists():
         raise InvalidInputError("does not exist", where=path)

@@ -1,8 +1,9 @@
 """Reading GGUF files: metadata, the place of each tensor, and the tensors as views of the map.
 
-Versions 2 and 3, little-endian, one file (a model of several is in gguf_parts). No torch. The header is untrusted, and parsers of it
-have been attacked often: every count, length, dimension and offset is checked against the file and
-against a cap before anything is allocated by it; repeated keys and names are refused.
+Versions 2 and 3, little-endian, one file (gguf_parts.py has models of several). No torch. The
+header is untrusted, and parsers of it have been attacked often: every count, length, dimension and
+offset is checked against the file and against a cap before anything is allocated by it; repeated
+keys and names are refused.
 
 A 32-bit float of the metadata is given as the shortest decimal that rounds to it: 1e-05, not
 9.999999747378752e-06; so a spec is the same from config.json and from the GGUF made of it. ggml

@@ -6,6 +6,7 @@ without changing state between calls (and without a second copy of the merges).
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import IntegrityError
@@ -36,9 +37,10 @@ def _model(vocabulary: Vocabulary, unk_id: int | None) -> BPE:
     spaced = vocabulary.model != "gpt2"
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     merges = vocabulary.merge_pairs()
-    for left, right in merges:  # the library panics at some that do not fit
-        if left not in ids or right not in ids or left + right not in ids:
-            raise _misfit(f"{left[:40]!r} and {right[:40]!r}")
+    # The library panics at some merges that do not fit, so they are looked at first.
+    if not all(map(ids.__contains__, chain(map("".join, merges), chain.from_iterable(merges)))):
+        left, right = next(pair for pair in merges if not {*pair, "".join(pair)} <= ids.keys())
+        raise _misfit(f"{left[:40]!r} and {right[:40]!r}")
     try:
         return BPE(
             vocab=ids,
