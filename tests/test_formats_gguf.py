@@ -193,6 +193,11 @@ BAD: dict[str, tuple[bytes, type[HalfbyteError], str]] = {
         "unknown item type 9",
     ),
     "long array": (made([key("a", 9, struct.pack("<IQ", 0, 2**62))]), IntegrityError, "at most"),
+    "long arrays": (
+        made([key(name, 9, struct.pack("<IQ", 0, 1 << 23) + bytes(1 << 23)) for name in "abc"]),
+        IntegrityError,
+        "8388608 items in 'c'; at most 0",
+    ),
     "array beyond the file": (
         made([key("a", 9, struct.pack("<IQ", 12, 10_000_000))]),
         IntegrityError,

@@ -34,7 +34,7 @@ ALIGNMENT = 32
 
 MOST_KEYS = 1 << 16
 MOST_TENSORS = 1 << 20
-MOST_ITEMS = 1 << 24
+MOST_ITEMS = 1 << 24  # of all arrays: a Python value is many times the byte it may come from
 LONGEST_KEY = (1 << 16) - 1
 LONGEST_NAME = 64
 LONGEST_STRING = 1 << 24
@@ -138,6 +138,7 @@ class _Cursor:
     def __init__(self, mapped: MappedFile) -> None:
         self.buffer, self.size, self.path = mapped.buffer, mapped.size, mapped.path
         self.position = 0
+        self.items_left = MOST_ITEMS
 
     def take(self, count: int) -> bytes:
         start = self.position
@@ -227,7 +228,8 @@ def _value(cursor: _Cursor, key: str, kind: int) -> Any:
 
 def _array(cursor: _Cursor, key: str) -> list[Any]:
     kind = cursor.number("<I")
-    count = cursor.count(f"items in '{key[:80]}'", MOST_ITEMS)
+    count = cursor.count(f"items in '{key[:80]}'", cursor.items_left)
+    cursor.items_left -= count
     if kind == STRING:
         return cursor.strings(count)
     if kind not in NUMBERS:
