@@ -27,20 +27,27 @@ from halfbyte.errors import (
 from halfbyte.formats import hub
 from halfbyte.formats.checkpoint import read
 from halfbyte.formats.hub.client import Patience, Site, _Redirects
+from halfbyte.formats.hub.listing import is_wanted
 from halfbyte.formats.hub.names import parse_name, pick
 from halfbyte.formats.reference import locate
 
 QUICK = Patience(timeout_s=5.0, attempts=3, asks=3, pause_s=0.01, longest_wait_s=1.0)
+CHECKPOINT = {
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors": bytes(range(256)) * 1000,
+    "tokenizer.json": "{} // ä".encode(),
+    "empty.txt": b"",
+}
 IMPATIENT = Patience(timeout_s=0.3, attempts=3, asks=3, pause_s=0.01, longest_wait_s=1.0)
 HUBS: tuple[hub.HubId, ...] = ("huggingface", "modelscope")
 PULL = "import sys; from halfbyte.cli import main; sys.argv = ['halfbyte', *sys.argv[1:]]; main()"
 
 
 @pytest.fixture
-def fake(tmp_path: Path, stories260k: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[FakeHub]:
-    """A hub with stories260K, and files that nobody should fetch."""
-    files = {file.name: file.read_bytes() for file in stories260k.iterdir()}
-    files |= {
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[FakeHub]:
+    """A hub with a checkpoint, and files that nobody should fetch."""
+    files = {
+        **CHECKPOINT,
         "pytorch_model.bin": b"pickle",
         "modeling.py": b"print()",
         "sub/model.safetensors": b"other",
@@ -81,23 +88,17 @@ def partial(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", HUBS)
 def test_pull_fetches_data_only_and_once(
-    fake: FakeHub,
-    stories260k: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: hub.HubId,
+    fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: hub.HubId
 ) -> None:
     seen: list[tuple[int, int]] = []
     path = hub.pull(REPO, lambda *done: seen.append(done), hub=kind, patience=QUICK)
-    wanted = {".json", ".safetensors", ".txt"}
-    names = {file.name for file in stories260k.iterdir() if file.suffix in wanted}
-    assert {file.name for file in path.iterdir()} == names
-    assert read(path).spec == read(stories260k).spec
-    assert seen[-1][0] == seen[-1][1] == sum(len(fake.files[name]) for name in names)
+    names = set(CHECKPOINT)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == CHECKPOINT
+    assert seen[-1][0] == seen[-1][1] == sum(len(data) for data in CHECKPOINT.values())
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert fake.fetched() == sorted(names) and not list(tmp_path.rglob("*escape*"))
+    assert fake.fetched() == sorted(names - {"empty.txt"}) and not list(tmp_path.rglob("*escape*"))
     assert hub.verify_hub(REPO, hub=kind, patience=QUICK) == len(names)
-    assert pull(kind=kind) == path and fake.fetched() == sorted(names)
+    assert pull(kind=kind) == path and len(fake.fetched()) == len(names) - 1
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     asked = len(fake.requests)
     assert pull(kind=kind) == path and len(fake.requests) == asked
@@ -105,8 +106,10 @@ def test_pull_fetches_data_only_and_once(
         hub.verify_hub(REPO, hub=kind)
 
 
-def test_a_name_means_the_hub(fake: FakeHub) -> None:
-    assert locate(REPO) == pull()
+def test_a_name_means_a_checkpoint(fake: FakeHub, stories260k: Path) -> None:
+    fake.files = {file.name: file.read_bytes() for file in stories260k.iterdir()}
+    path = locate(REPO)
+    assert path == pull() and read(path).spec == read(stories260k).spec
 
 
 @pytest.mark.parametrize("kind", HUBS)
@@ -220,11 +223,19 @@ def test_failures_are_counted_since_the_last_progress(fake: FakeHub, large: byte
     assert pull().read_bytes() == big and len(fake.transfers()) == 6
 
 
+def test_a_few_bytes_are_no_progress(fake: FakeHub, large: bytes) -> None:
+    fake.faults = [Fault(after=1000)] * 20
+    with pytest.raises(NetworkError, match="broke off"):
+        pull()
+    assert [asked.range for asked in fake.transfers()] == ["", "bytes=1000-", "bytes=2000-"]
+
+
 @pytest.mark.parametrize("fault", [Fault(after=0, stall=True), Fault(after=0), Fault(status=503)])
 def test_no_progress_ends(fake: FakeHub, large: bytes, tmp_path: Path, fault: Fault) -> None:
     fake.faults = [Fault(after=1_000_000)] + [fault] * 20
-    with pytest.raises(NetworkError, match="what has arrived is kept"):
+    with pytest.raises(NetworkError, match="what has arrived is kept") as caught:
         pull(patience=IMPATIENT)
+    assert ("nothing came for too long" in caught.value.what) is fault.stall
     assert len(fake.transfers()) == 3
     assert partial(tmp_path).read_bytes() == large[:1_000_000]
     fake.faults.clear()
@@ -317,6 +328,33 @@ def test_a_split_gguf_with_a_part_missing() -> None:
     names = ["x-00001-of-00003.gguf", "x-00003-of-00003.gguf"]
     with pytest.raises(IntegrityError, match="2 of the 3 parts of x are there"):
         pick(names, None, REPO)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("config.json", True),
+        ("a/b/x.gguf", True),
+        ("a/b/c/x.gguf", False),
+        ("a/config.json", False),
+        ("pytorch_model.bin", False),
+        ("modeling.py", False),
+        ("../x.gguf", False),
+        ("a/../x.gguf", False),
+        ("./x.gguf", False),
+        ("/x.gguf", False),
+        ("a//x.gguf", False),
+        ("a/.x.gguf", False),
+        ("a\\x.gguf", False),
+        ("x\n.gguf", False),
+        ("x\0.gguf", False),
+        ("-x.gguf", False),
+        (".gguf", False),
+        ("", False),
+    ],
+)
+def test_names_that_are_taken(name: str, taken: bool) -> None:
+    assert is_wanted(name) is taken
 
 
 def test_revisions(fake: FakeHub, large: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
