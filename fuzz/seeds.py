@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from targets.answer_stream import LETTERS, MARKS
 
 from halfbyte.families import spec_of
 from halfbyte.formats import gguf_writer, safetensors
@@ -21,6 +22,7 @@ from halfbyte.formats.checkpoint import write_gguf
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme
 from halfbyte.text.assets import TextAssets, assets_from_metadata
+from halfbyte.text.tools import DIALECTS
 
 CORPUS = Path(__file__).parent / "corpus"
 CONFIG = {
@@ -90,7 +92,7 @@ TEMPLATES = {
     "{{ messages | selectattr('role', 'eq', 'user') | list }}",
 }
 CALLS = {
-    "gemma": 'call:weather{city:<|"|>Rome, {x}<|"|>,days:3,list:[1.5,true,null,{a:-2e3}]}',
+    "gemma4": 'call:weather{city:<|"|>Rome, {x}<|"|>,days:3,list:[1.5,true,null,{a:-2e3}]}',
     "hermes": '{"name": "weather", "arguments": {"city": "Rome", "days": [1, 2.5, null, true]}}',
     "string": '{"name": "f", "arguments": "{\\"a\\": {\\"b\\": []}}"}',
     "several": '[{"name": "f", "parameters": {}}, '
@@ -174,6 +176,18 @@ def tool_calls(folder: Path) -> None:
         (folder / name).write_text(call, encoding="utf-8")
 
 
+def answer_stream(folder: Path) -> None:
+    """What is said, a thought, and a call between the marks of each dialect."""
+    codes = {mark: bytes([len(LETTERS) + index]) for index, mark in enumerate(MARKS)}
+    for dialect in DIALECTS:
+        call = CALLS[dialect.name if dialect.name in CALLS else "hermes"]
+        text = f"Hm. <think>\nWell</think> {dialect.opens}{call}{dialect.closes or ''}\n"
+        data = text.encode()
+        for mark, code in codes.items():
+            data = data.replace(mark.encode(), code)
+        (folder / dialect.name).write_bytes(data)
+
+
 def stream_decoder(folder: Path) -> None:
     ids = {"bytes": range(9, 265), "words": [0, 2, 4, 5, 3, 7, 8, 1, 2, 2, 6], "\u00e9": [204, 178]}
     for name, values in ids.items():
@@ -202,8 +216,8 @@ def tokenizer_json(folder: Path) -> None:
 
 
 def main() -> None:
-    makers = (gguf_reader, safetensors_reader, chat_template, tool_calls, stream_decoder)
-    for make in (*makers, tokenizer_metadata, tokenizer_json):
+    files = (gguf_reader, safetensors_reader, tokenizer_metadata, tokenizer_json)
+    for make in (*files, chat_template, tool_calls, answer_stream, stream_decoder):
         folder = CORPUS / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         make(folder)
