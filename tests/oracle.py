@@ -66,12 +66,48 @@ GEMMA4_31B = {
     "num_global_key_value_heads": 2,
     "hidden_size_per_layer_input": 0,
 }
+QWEN3 = {**LLAMA, "model_type": "qwen3", "head_dim": 32}
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 128,
+    "max_position_embeddings": 512,
+    "sliding_window": 24,
+    "sliding_window_pattern": 2,
+    "query_pre_attn_scalar": 24,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+}
+GEMMA4_MOE = {
+    **GEMMA4_31B,
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 3,
+    "moe_intermediate_size": 32,
+}
+GEMMA4_E = {
+    **GEMMA4_31B,
+    "attention_k_eq_v": False,
+    "num_global_key_value_heads": None,
+    "num_hidden_layers": 6,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 128,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+}
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "llama-tied": {**LLAMA, "tie_word_embeddings": True},
     "llama-biases": {**LLAMA, "attention_bias": True, "mlp_bias": True},
     "llama-wide-heads": {**LLAMA, "head_dim": 32, "num_key_value_heads": 4},
+    "llama-odd-width": {**LLAMA, "intermediate_size": 100},
     "llama3-rope": {**LLAMA, "rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE},
     "llama-linear-rope": {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "mistral": {**LLAMA, "model_type": "mistral", "sliding_window": None},
@@ -84,10 +120,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 24,
         "max_window_layers": 1,
     },
+    "qwen3": QWEN3,
+    "qwen3-tied": {**QWEN3, "tie_word_embeddings": True},
+    "qwen3-biases": {**QWEN3, "attention_bias": True},
+    "gemma3": GEMMA3,
+    "gemma3-linear-rope": {**GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "gemma3-all-full": {**GEMMA3, "sliding_window_pattern": 1},
+    "gemma3-softcap": {**GEMMA3, "final_logit_softcapping": 20.0},
     "gemma4-unified": GEMMA4,
     "gemma4-31b": GEMMA4_31B,
     "gemma4-own-values": {**GEMMA4, "attention_k_eq_v": False},
     "gemma4-no-softcap": {**GEMMA4, "final_logit_softcapping": None},
+    "gemma4-experts": GEMMA4_MOE,
+    "gemma4-one-expert": {**GEMMA4_MOE, "top_k_experts": 1},
+    "gemma4-per-layer": GEMMA4_E,
+    "gemma4-shared-kv": {**GEMMA4_E, "hidden_size_per_layer_input": 0},
+    "gemma4-narrow-mlp": {**GEMMA4_E, "use_double_wide_mlp": False, "num_kv_shared_layers": 2},
+    "gemma4-everything": {**GEMMA4_MOE, **GEMMA4_E, "enable_moe_block": True},
 }
 
 
@@ -115,7 +164,7 @@ class MemorySource:
 def oracle(config: Mapping[str, Any], seed: int = 0) -> PreTrainedModel:
     """The Transformers model of a config.json, random weights in f32, eager attention.
 
-    Norm weights, biases and layer scalars are random too, so that a flag that is ignored shows.
+    Norm weights, biases and scales are random too, so that a flag that is ignored shows.
     """
     settings = dict(config)
     torch.manual_seed(seed)
@@ -125,12 +174,13 @@ def oracle(config: Mapping[str, Any], seed: int = 0) -> PreTrainedModel:
         dtype=torch.float32,
     ).eval()
     generator = torch.Generator().manual_seed(seed)
+    norm = 0.0 if config["model_type"].startswith("gemma3") else 1.0
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name.endswith(("norm.weight", "layer_scalar")):
-                tensor.copy_(1 + 0.3 * torch.randn(tensor.shape, generator=generator))
-            elif name.endswith("inv_freq") or "embed_scale" in name:
+            if name.endswith("inv_freq") or "embed_scale" in name:
                 continue
+            if "norm" in name or name.endswith(("layer_scalar", "scale")):
+                tensor.copy_(norm + 0.3 * torch.randn(tensor.shape, generator=generator))
             else:
                 scale = 0.3 if name.endswith("bias") else tensor.shape[-1] ** -0.5
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
@@ -146,7 +196,7 @@ def source_of(
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     prefix = "model." if "model.embed_tokens.weight" in state else "model.language_model."
     weights = {
-        ours: (state.get(prefix + name.hf, state.get(name.hf))).detach().float()  # type: ignore[union-attr]
+        ours: (state.get(prefix + name.hf, state.get(name.hf))).detach().float() + name.offset  # type: ignore[union-attr]
         for ours, name in family.names(spec).items()
     }
     return MemorySource(spec, weights, recipe_of(recipe))

@@ -159,15 +159,25 @@ def test_bad_configs_are_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "change", "error"),
     [
-        {"enable_moe_block": True},
-        {"hidden_size_per_layer_input": 256},
-        {"num_kv_shared_layers": 2},
-        {"use_bidirectional_attention": "all"},
-        {"hidden_activation": "silu"},
+        ("gemma4-unified", {"use_bidirectional_attention": "all"}, UnsupportedError),
+        ("gemma4-unified", {"hidden_activation": "silu"}, UnsupportedError),
+        ("gemma4-unified", {"attention_bias": True}, UnsupportedError),
+        ("gemma4-per-layer", {"vocab_size_per_layer_input": 64}, UnsupportedError),
+        ("gemma4-per-layer", {"num_kv_shared_layers": 4}, IntegrityError),
+        ("gemma4-experts", {"top_k_experts": 9}, IntegrityError),
+        ("gemma4-experts", {"num_experts": None}, IntegrityError),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, UnsupportedError),
+        ("gemma3", {"use_bidirectional_attention": True}, UnsupportedError),
+        ("gemma3", {"attention_bias": True}, UnsupportedError),
+        ("gemma3", {"hidden_activation": "silu"}, UnsupportedError),
+        ("gemma3", {"num_key_value_heads": 3}, IntegrityError),
+        ("gemma3", {"layer_types": ["full_attention"]}, IntegrityError),
     ],
 )
-def test_unsupported_gemma4_flags_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError):
-        spec_of({**CONFIGS["gemma4-unified"], **change})
+def test_what_a_family_does_not_run_is_refused(
+    name: str, change: dict[str, Any], error: type[HalfbyteError]
+) -> None:
+    with pytest.raises(error):
+        spec_of({**CONFIGS[name], **change})

@@ -59,7 +59,7 @@ def test_prefill_and_decoding_equal_transformers(name: str) -> None:
     assert relative_error(decoded, theirs) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma4-unified"])
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma3", "gemma4-everything"])
 @pytest.mark.parametrize("exact_rows", [True, False])
 def test_both_ways_to_multiply_agree(name: str, exact_rows: bool) -> None:
     decoder, theirs = decoder_of(name, exact_rows=exact_rows)
@@ -67,7 +67,10 @@ def test_both_ways_to_multiply_agree(name: str, exact_rows: bool) -> None:
     assert relative_error(run(decoder, cache, slot_of(cache), [50, 30]), theirs) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral-window", "gemma4-unified"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "llama-odd-width", "mistral-window", "gemma4-unified", "gemma4-everything"],
+)
 def test_a_row_does_not_depend_on_chunks(name: str) -> None:
     decoder, _ = decoder_of(name)
     whole = None
@@ -78,7 +81,7 @@ def test_a_row_does_not_depend_on_chunks(name: str) -> None:
         assert np.array_equal(whole, logits), sizes
 
 
-@pytest.mark.parametrize("name", ["llama3-rope", "gemma4-unified"])
+@pytest.mark.parametrize("name", ["llama3-rope", "gemma4-unified", "gemma4-everything"])
 def test_a_row_does_not_depend_on_pages_ring_or_company(name: str) -> None:
     decoder, _ = decoder_of(name)
     cache = cache_of(decoder)
@@ -99,7 +102,7 @@ def test_a_row_does_not_depend_on_pages_ring_or_company(name: str) -> None:
     assert np.array_equal(alone, np.concatenate(together))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma4-unified"])
+@pytest.mark.parametrize("name", ["llama", "gemma4-unified", "gemma4-everything"])
 def test_rolling_back_leaves_no_trace(name: str) -> None:
     decoder, _ = decoder_of(name)
     cache = cache_of(decoder)
@@ -138,8 +141,9 @@ def test_rounded_activations_stay_close_to_exact_ones() -> None:
     assert 1e-5 < relative_error(logits[2], logits[0]) < 5e-2
 
 
-def test_weights_decoded_at_each_use_give_the_same_bits() -> None:
-    source = source_of(oracle(CONFIGS["llama"]), CONFIGS["llama"], recipe="q4_0")
+@pytest.mark.parametrize("name", ["llama", "gemma4-everything"])
+def test_weights_decoded_at_each_use_give_the_same_bits(name: str) -> None:
+    source = source_of(oracle(CONFIGS[name]), CONFIGS[name], recipe="q4_0")
     outcomes = []
     for decoded_bytes in (0, 2**30):
         decoder = load(source, ReferenceOps(decoded_bytes=decoded_bytes))
@@ -157,9 +161,10 @@ def test_packing_is_reversible() -> None:
         assert np.array_equal(again.data, q.data)
 
 
-def test_gradients_flow_through_the_whole_model() -> None:
+@pytest.mark.parametrize("name", ["gemma4-unified", "gemma4-experts", "gemma4-per-layer"])
+def test_gradients_flow_through_the_whole_model(name: str) -> None:
     """The gradient of a loss with respect to the embedding equals the oracle's."""
-    config = {**CONFIGS["gemma4-unified"]}
+    config = CONFIGS[name]
     model = oracle(config)
     ids = torch.tensor([IDS[:48]])
     model(ids, use_cache=False).logits.square().mean().backward()
@@ -173,6 +178,8 @@ def embedding_gradient(source: MemorySource) -> torch.Tensor:
     decoder = load(source, ReferenceOps(exact_rows=False))
     table = decoder.weights.embed.dense.requires_grad_()
     rows = Rows(token_ids=IDS[:48], spans=[Span(start=0, count=48, pages=(), ring=0)])
-    caches = [ScratchKV() for _ in decoder.spec.layers]
+    caches: list[ScratchKV] = []
+    for layer in decoder.spec.layers:
+        caches.append(ScratchKV() if layer.kv_source is None else caches[layer.kv_source])
     decoder.logits(decoder.states(rows, caches)).square().mean().backward()
     return table.grad

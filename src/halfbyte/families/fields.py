@@ -54,6 +54,10 @@ class Fields:
             raise self._wrong(key, value, "a number above 0")
         return float(value)
 
+    def optional(self, key: str) -> float | None:
+        """A finite number above 0, or None."""
+        return None if self.get(key) is None else self.number(key)
+
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.get(key, default)
         if not isinstance(value, bool):

@@ -1,9 +1,11 @@
-"""Gemma 4, dense text models: 12B ("unified") and 31B, and anything in their architecture.
+"""Gemma 4, text models: 12B ("unified"), 31B, 26B-A4B, E2B and E4B.
 
-Five sliding layers to one global layer; global layers have a wider head, fewer key/value heads,
-no value projection (`attention_k_eq_v`) and a rope that rotates a quarter of the pairs; q and k are
-normed with weights, v without; attention scale 1; norms before and after each part; a scalar per
-layer; final soft-cap. Norm weights multiply as they are (not 1 + w).
+Sliding layers and some global ones; global layers have a wider head, in the larger sizes fewer
+key/value heads and no value projection (`attention_k_eq_v`), and a rope that rotates a quarter of
+the pairs; q and k are normed with weights, v without; attention scale 1; norms before and after
+each part; a scalar per layer; final soft-cap. Norm weights multiply as they are (not 1 + w).
+26B-A4B has a mixture of experts beside each MLP. E2B and E4B have embeddings per layer, and their
+last layers read the keys and values of the last layer before them that is of their kind.
 
 Both dialects of config.json are read: `global_head_dim` / `num_global_key_value_heads`, and the
 `per_layer_config` map that Transformers writes since 5.22. The embedding multiplier is sqrt(hidden)
@@ -12,17 +14,25 @@ rounded to bf16, as the trained model saw it.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
-from math import isinf, sqrt
+from collections.abc import Mapping, Sequence
+from math import isinf
 from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.families.family import Family, Header
 from halfbyte.families.fields import Fields
-from halfbyte.families.names import COMMON, Name, expand
+from halfbyte.families.multiplier import embed_scale_of
+from halfbyte.families.names import BOTH_NORMS, COMMON, Name, expand, of_layers
 from halfbyte.families.rope import rope_of
-from halfbyte.specs import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, RopeSpec
+from halfbyte.specs import (
+    AttentionSpec,
+    ExpertSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelSpec,
+    PerLayerSpec,
+    RopeSpec,
+)
 
 SLIDING_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 FULL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}
@@ -52,13 +62,18 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     overrides = _layer_overrides(fields, types)
     heads = fields.integer("num_attention_heads")
     window = fields.integer("sliding_window")
+    sources = _kv_sources(
+        [name == "sliding_attention" for name in types], fields.count("num_kv_shared_layers", 0)
+    )
     layers: list[LayerSpec] = []
     for index, name in enumerate(types):
         full = name == "full_attention"
+        shared = sources[index] is not None
         head_dim = overrides[index].integer("head_dim", fields.integer("head_dim", 256))
         kv_heads = overrides[index].integer(
             "num_key_value_heads", fields.integer("num_key_value_heads", 4)
         )
+        wide = shared and fields.flag("use_double_wide_mlp")
         layers.append(
             _layer(
                 heads=heads,
@@ -66,35 +81,35 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
                 head_dim=head_dim,
                 rope=_config_rope(fields, name, head_dim),
                 window=None if full else window,
-                shares_kv=full and fields.flag("attention_k_eq_v"),
-                width=fields.integer("intermediate_size"),
+                shares_kv=full and not shared and fields.flag("attention_k_eq_v"),
+                width=fields.integer("intermediate_size") * (2 if wide else 1),
+                experts=_config_experts(fields, hidden),
+                kv_source=sources[index],
             )
         )
-    return ModelSpec(
-        family="gemma4",
-        architecture="gemma4",
+    return _model(
         hidden=hidden,
         vocab=fields.integer("vocab_size", 262144),
         context=fields.integer("max_position_embeddings"),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         tied_head=fields.flag("tie_word_embeddings", True),
-        layers=tuple(layers),
-        embed_scale=round_bf16(sqrt(hidden)),
-        logit_softcap=_optional(fields, "final_logit_softcapping"),
+        layers=layers,
+        logit_softcap=fields.optional("final_logit_softcapping"),
+        per_layer_width=fields.count("hidden_size_per_layer_input"),
     )
 
 
 def _refuse_unsupported(fields: Fields) -> None:
+    vocab = fields.integer("vocab_size", 262144)
     refused = {
-        "mixture of experts": fields.flag("enable_moe_block"),
-        "per-layer embeddings": bool(fields.get("hidden_size_per_layer_input", 0)),
-        "shared key/value layers": bool(fields.get("num_kv_shared_layers", 0)),
+        "a smaller table of per-layer embeddings": fields.count("hidden_size_per_layer_input") > 0
+        and fields.integer("vocab_size_per_layer_input", 262144) != vocab,
         "attention biases": fields.flag("attention_bias"),
         "bidirectional text attention": fields.get("use_bidirectional_attention") == "all",
     }
     for what, present in refused.items():
         if present:
-            raise UnsupportedError(f"{what} in gemma4", hint="dense gemma4 (12B, 31B) runs")
+            raise UnsupportedError(f"{what} in gemma4")
     activation = fields.get("hidden_activation", "gelu_pytorch_tanh")
     if activation != "gelu_pytorch_tanh":
         raise UnsupportedError(f"activation '{activation}' in gemma4")
@@ -128,6 +143,29 @@ def _layer_overrides(fields: Fields, types: list[str]) -> list[Fields]:
     return [Fields(full if name == "full_attention" else {}) for name in types]
 
 
+def _kv_sources(pattern: Sequence[bool], shared: int) -> list[int | None]:
+    """For every layer, whose keys and values it reads: the last `shared` have none of their own.
+
+    As in Transformers, no layer is shared if all would be.
+    """
+    own = len(pattern) - shared if shared < len(pattern) else len(pattern)
+    last = {sliding: index for index, sliding in enumerate(pattern[:own])}
+    if not set(pattern[own:]) <= last.keys():
+        raise IntegrityError(f"the first {own} layers lack a kind that a later one shares")
+    return [None if index < own else last[sliding] for index, sliding in enumerate(pattern)]
+
+
+def _config_experts(fields: Fields, hidden: int) -> ExpertSpec | None:
+    if not fields.flag("enable_moe_block"):
+        return None
+    return _experts(
+        count=fields.integer("num_experts"),
+        used=fields.integer("top_k_experts"),
+        width=fields.integer("moe_intermediate_size"),
+        hidden=hidden,
+    )
+
+
 def _config_rope(fields: Fields, layer_type: str, head_dim: int) -> RopeSpec:
     tables = fields.get("rope_parameters")
     default = FULL_ROPE if layer_type == "full_attention" else SLIDING_ROPE
@@ -138,10 +176,6 @@ def _config_rope(fields: Fields, layer_type: str, head_dim: int) -> RopeSpec:
 def from_header(header: Header) -> ModelSpec:
     """The spec of a GGUF of architecture gemma4."""
     fields = header.fields()
-    if fields.count("attention.shared_kv_layers", 0) or fields.count("expert_count", 0):
-        raise UnsupportedError("shared key/value layers or experts in gemma4")
-    if fields.count("embedding_length_per_layer_input", 0):
-        raise UnsupportedError("per-layer embeddings in gemma4")
     count = fields.layers("block_count")
     pattern = fields.sequence("attention.sliding_window_pattern")
     if pattern is None or len(pattern) != count:
@@ -149,29 +183,42 @@ def from_header(header: Header) -> ModelSpec:
     kv_heads = fields.per_layer("attention.head_count_kv", count)
     widths = fields.per_layer("feed_forward_length", count)
     hidden = fields.integer("embedding_length")
-    layers = tuple(
+    sources = _kv_sources(pattern, fields.count("attention.shared_kv_layers", 0))
+    layers = [
         _layer(
             heads=fields.integer("attention.head_count"),
             kv_heads=kv_heads[index],
             head_dim=fields.integer(f"attention.key_length{'_swa' if sliding else ''}"),
             rope=_header_rope(header, fields, bool(sliding)),
             window=fields.integer("attention.sliding_window") if sliding else None,
-            shares_kv=f"blk.{index}.attn_v.weight" not in header.shapes,
+            shares_kv=sources[index] is None and f"blk.{index}.attn_v.weight" not in header.shapes,
             width=widths[index],
+            experts=_header_experts(header, fields, index),
+            kv_source=sources[index],
         )
         for index, sliding in enumerate(pattern)
-    )
-    return ModelSpec(
-        family="gemma4",
-        architecture="gemma4",
+    ]
+    return _model(
         hidden=hidden,
         vocab=header.shapes["token_embd.weight"][0],
         context=fields.integer("context_length"),
         norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
         tied_head="output.weight" not in header.shapes,
         layers=layers,
-        embed_scale=round_bf16(sqrt(hidden)),
-        logit_softcap=_optional(fields, "final_logit_softcapping"),
+        logit_softcap=fields.optional("final_logit_softcapping"),
+        per_layer_width=fields.count("embedding_length_per_layer_input", 0),
+    )
+
+
+def _header_experts(header: Header, fields: Fields, index: int) -> ExpertSpec | None:
+    """llama.cpp takes a layer to have experts if it has a router."""
+    if f"blk.{index}.ffn_gate_inp.weight" not in header.shapes:
+        return None
+    return _experts(
+        count=fields.integer("expert_count"),
+        used=fields.integer("expert_used_count"),
+        width=fields.integer("expert_feed_forward_length"),
+        hidden=fields.integer("embedding_length"),
     )
 
 
@@ -190,18 +237,25 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
     """The GGUF metadata of this spec, without the architecture's prefix.
 
     Raises `UnsupportedError` for what the architecture's readers cannot express: no sliding layer,
-    or full layers whose rope is not given by divisors.
+    full layers whose rope is not given by divisors, or keys and values shared with another than
+    the last full and the last sliding layer that have their own.
     """
     kinds = [layer.attention for layer in spec.layers]
     sliding = next((kind for kind in kinds if kind.window is not None), None)
     full = spec.layers[-1].attention
     if sliding is None or full.rope.divisors is None:
         raise UnsupportedError("a gemma4 GGUF needs sliding layers and proportional rope")
+    shared = sum(layer.kv_source is not None for layer in spec.layers)
+    own = len(kinds) - shared
+    for layer in spec.layers[own:]:
+        if layer.kv_source != own - (1 if layer.attention.window is None else 2):
+            raise UnsupportedError("a gemma4 GGUF shares the keys of its last two own layers")
+    widths = [layer.mlp.width for layer in spec.layers]
     metadata: dict[str, Any] = {
         "context_length": spec.context,
         "embedding_length": spec.hidden,
         "block_count": len(spec.layers),
-        "feed_forward_length": spec.layers[0].mlp.width,
+        "feed_forward_length": widths if len(set(widths)) > 1 else widths[0],
         "attention.head_count": full.heads,
         "attention.head_count_kv": [layer.attention.kv_heads for layer in spec.layers],
         "attention.key_length": full.head_dim,
@@ -212,17 +266,58 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
         "attention.sliding_window_pattern": [
             layer.attention.window is not None for layer in spec.layers
         ],
-        "attention.shared_kv_layers": 0,
+        "attention.shared_kv_layers": shared,
         "attention.layer_norm_rms_epsilon": spec.norm_eps,
-        "embedding_length_per_layer_input": 0,
+        "embedding_length_per_layer_input": spec.per_layer.width if spec.per_layer else 0,
         "rope.dimension_count": full.head_dim,
         "rope.dimension_count_swa": sliding.head_dim,
         "rope.freq_base": full.rope.theta,
         "rope.freq_base_swa": sliding.rope.theta,
     }
+    experts = spec.layers[0].experts
+    if experts is not None:
+        metadata["expert_count"] = experts.count
+        metadata["expert_used_count"] = experts.used
+        metadata["expert_feed_forward_length"] = experts.width
     if spec.logit_softcap is not None:
         metadata["final_logit_softcapping"] = spec.logit_softcap
     return metadata
+
+
+def _model(
+    *,
+    hidden: int,
+    vocab: int,
+    context: int,
+    norm_eps: float,
+    tied_head: bool,
+    layers: Sequence[LayerSpec],
+    logit_softcap: float | None,
+    per_layer_width: int,
+) -> ModelSpec:
+    return ModelSpec(
+        family="gemma4",
+        architecture="gemma4",
+        hidden=hidden,
+        vocab=vocab,
+        context=context,
+        norm_eps=norm_eps,
+        tied_head=tied_head,
+        layers=tuple(layers),
+        embed_scale=embed_scale_of(hidden),
+        logit_softcap=logit_softcap,
+        per_layer=_per_layer(per_layer_width, hidden) if per_layer_width else None,
+    )
+
+
+def _per_layer(width: int, hidden: int) -> PerLayerSpec:
+    return PerLayerSpec(width=width, token_scale=embed_scale_of(width), context_scale=hidden**-0.5)
+
+
+def _experts(*, count: int, used: int, width: int, hidden: int) -> ExpertSpec:
+    if used > count:
+        raise IntegrityError(f"a row cannot go through {used} of {count} experts")
+    return ExpertSpec(count=count, used=used, width=width, score_scale=hidden**-0.5)
 
 
 def _layer(
@@ -234,6 +329,8 @@ def _layer(
     window: int | None,
     shares_kv: bool,
     width: int,
+    experts: ExpertSpec | None,
+    kv_source: int | None,
 ) -> LayerSpec:
     if heads % kv_heads:
         raise IntegrityError(f"{heads} heads cannot share {kv_heads} key/value heads evenly")
@@ -250,41 +347,41 @@ def _layer(
             shares_kv=shares_kv,
         ),
         mlp=MLPSpec(width=width, activation="gelu_tanh"),
+        experts=experts,
+        kv_source=kv_source,
         post_norms=True,
         scalar=True,
     )
 
 
-def _optional(fields: Fields, key: str) -> float | None:
-    return None if fields.get(key) is None else fields.number(key)
-
-
-def round_bf16(value: float) -> float:
-    """The nearest bfloat16, ties to even."""
-    bits = struct.unpack("<I", struct.pack("<f", value))[0]
-    bits += 0x7FFF + ((bits >> 16) & 1)
-    return struct.unpack("<f", struct.pack("<I", bits & 0xFFFF0000))[0]
-
-
-ROWS = (
-    *COMMON,
-    (
-        "layers.{i}.attn_post_norm.weight",
-        "layers.{i}.post_attention_layernorm.weight",
-        "blk.{i}.post_attention_norm.weight",
-    ),
-    (
-        "layers.{i}.mlp_norm.weight",
-        "layers.{i}.pre_feedforward_layernorm.weight",
-        "blk.{i}.ffn_norm.weight",
-    ),
-    (
-        "layers.{i}.mlp_post_norm.weight",
-        "layers.{i}.post_feedforward_layernorm.weight",
-        "blk.{i}.post_ffw_norm.weight",
-    ),
-    ("layers.{i}.scalar", "layers.{i}.layer_scalar", "blk.{i}.layer_output_scale.weight"),
+# 26B-A4B
+EXPERTS = of_layers(
+    ("mlp_own_norm.weight", "post_feedforward_layernorm_1.weight", "post_ffw_norm_1.weight"),
+    ("router.scale", "router.scale", "ffn_gate_inp.scale"),
+    ("router.weight", "router.proj.weight", "ffn_gate_inp.weight"),
+    ("experts_norm.weight", "pre_feedforward_layernorm_2.weight", "pre_ffw_norm_2.weight"),
+    ("experts.gate_up.weight", "experts.gate_up_proj", "ffn_gate_up_exps.weight"),
+    ("experts.down.weight", "experts.down_proj", "ffn_down_exps.weight"),
+    ("experts.scale", "router.per_expert_scale", "ffn_down_exps.scale"),
+    ("experts_own_norm.weight", "post_feedforward_layernorm_2.weight", "post_ffw_norm_2.weight"),
 )
+# E2B and E4B
+PER_LAYER = (
+    ("per_layer.embed.weight", "embed_tokens_per_layer.weight", "per_layer_token_embd.weight"),
+    (
+        "per_layer.project.weight",
+        "per_layer_model_projection.weight",
+        "per_layer_model_proj.weight",
+    ),
+    ("per_layer.norm.weight", "per_layer_projection_norm.weight", "per_layer_proj_norm.weight"),
+    *of_layers(
+        ("per_layer.gate.weight", "per_layer_input_gate.weight", "inp_gate.weight"),
+        ("per_layer.out.weight", "per_layer_projection.weight", "proj.weight"),
+        ("per_layer.norm.weight", "post_per_layer_input_norm.weight", "post_norm.weight"),
+    ),
+)
+SCALAR = of_layers(("scalar", "layer_scalar", "layer_output_scale.weight"))
+ROWS = (*COMMON, *BOTH_NORMS, *EXPERTS, *PER_LAYER, *SCALAR)
 
 
 def names(spec: ModelSpec) -> dict[str, Name]:

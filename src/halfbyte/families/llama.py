@@ -1,8 +1,8 @@
-"""Llama 2 and 3, Mistral, Qwen 2: pre-norm, rotary, grouped-query, SwiGLU.
+"""Llama 2 and 3, Mistral, Qwen 2 and 3: pre-norm, rotary, grouped-query, SwiGLU.
 
-The differences are data: Qwen 2 has biases on q, k and v; Llama 3 scales its rope; Mistral 0.1 has
-a sliding window. GGUF keeps the q and k rows of arch `llama` in rotated-pair order, those of arch
-`qwen2` in halves (llama.cpp's converters).
+The differences are data: Qwen 2 has biases on q, k and v, Qwen 3 norms on q and k instead; Llama 3
+scales its rope; Mistral 0.1 has a sliding window. GGUF keeps the q and k rows of arch `llama` in
+rotated-pair order, those of `qwen2` and `qwen3` in halves (llama.cpp's converters).
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.families.family import Family, Header
 from halfbyte.families.fields import Fields
 from halfbyte.families.names import COMMON, Name, expand
-from halfbyte.families.rope import rope_of
+from halfbyte.families.rope import rope_of, stored_rope
 from halfbyte.specs import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, RopeSpec
 
+QWEN = ("qwen2", "qwen3")
 PAIRED = frozenset({".attn.q.weight", ".attn.k.weight", ".attn.q.bias", ".attn.k.bias"})
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a llama, mistral or qwen2 config.json."""
+    """The spec of a llama, mistral, qwen2 or qwen3 config.json."""
     fields = Fields(config)
     kind = config["model_type"]
     if fields.get("hidden_act", "silu") != "silu":
         raise UnsupportedError(f"activation '{config['hidden_act']}' in a {kind} model")
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    head_dim = fields.integer("head_dim", hidden // heads)
+    head_dim = fields.integer("head_dim", 128 if kind == "qwen3" else hidden // heads)
     rope = _config_rope(fields, head_dim)
     windows = _config_windows(fields, kind)
     biased = kind == "qwen2" or fields.flag("attention_bias")
@@ -42,6 +43,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
                 window=window,
                 qkv_bias=biased,
                 output_bias=biased and kind != "qwen2",
+                qk_norm=kind == "qwen3",
             ),
             mlp=MLPSpec(
                 width=fields.integer("intermediate_size"),
@@ -53,7 +55,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
     )
     return ModelSpec(
         family="llama",
-        architecture="qwen2" if kind == "qwen2" else "llama",
+        architecture=kind if kind in QWEN else "llama",
         hidden=hidden,
         vocab=fields.integer("vocab_size"),
         context=fields.integer("max_position_embeddings"),
@@ -78,9 +80,9 @@ def _config_rope(fields: Fields, head_dim: int) -> RopeSpec:
 
 
 def _config_windows(fields: Fields, kind: str) -> list[int | None]:
-    """The window of every layer. Llama has none; Qwen 2 only with `use_sliding_window`."""
+    """The window of every layer. Llama has none; Qwen only with `use_sliding_window`."""
     count = fields.layers("num_hidden_layers")
-    on = kind == "mistral" or (kind == "qwen2" and fields.flag("use_sliding_window"))
+    on = kind == "mistral" or (kind in QWEN and fields.flag("use_sliding_window"))
     window = fields.get("sliding_window") if on else None
     if window is None:
         return [None] * count
@@ -90,12 +92,12 @@ def _config_windows(fields: Fields, kind: str) -> list[int | None]:
         if len(types) != count:
             raise IntegrityError(f"layer_types names {len(types)} of {count} layers")
         return [window if name == "sliding_attention" else None for name in types]
-    first = fields.count("max_window_layers", 0) if kind == "qwen2" else 0
+    first = fields.count("max_window_layers", 28) if kind in QWEN else 0
     return [window if index >= first else None for index in range(count)]
 
 
 def from_header(header: Header) -> ModelSpec:
-    """The spec of a GGUF of architecture llama or qwen2."""
+    """The spec of a GGUF of architecture llama, qwen2 or qwen3."""
     fields = header.fields()
     if fields.count("expert_count", 0):
         raise UnsupportedError("a mixture of experts in the llama family")
@@ -103,7 +105,7 @@ def from_header(header: Header) -> ModelSpec:
     head_dim = fields.integer("attention.key_length", hidden // heads)
     if fields.integer("rope.dimension_count", head_dim) != head_dim:
         raise UnsupportedError("a partial rotary factor in the llama family")
-    rope = _header_rope(header, fields, head_dim)
+    rope = stored_rope(header, head_dim, 10000.0)
     count = fields.layers("block_count")
     widths = fields.per_layer("feed_forward_length", count)
     kv_heads = fields.integer("attention.head_count_kv", heads)
@@ -119,6 +121,7 @@ def from_header(header: Header) -> ModelSpec:
                 window=None if window is None else fields.integer("attention.sliding_window"),
                 qkv_bias=f"blk.{index}.attn_q.bias" in header.shapes,
                 output_bias=f"blk.{index}.attn_output.bias" in header.shapes,
+                qk_norm=f"blk.{index}.attn_q_norm.weight" in header.shapes,
             ),
             mlp=MLPSpec(
                 width=width,
@@ -138,22 +141,6 @@ def from_header(header: Header) -> ModelSpec:
         tied_head="output.weight" not in header.shapes,
         layers=layers,
     )
-
-
-def _header_rope(header: Header, fields: Fields, head_dim: int) -> RopeSpec:
-    theta = fields.number("rope.freq_base", 10000.0)
-    kind = fields.get("rope.scaling.type", "none")
-    if header.rope_divisors is not None:
-        return RopeSpec(theta=theta, divisors=header.rope_divisors, scaling="stored in the file")
-    if kind == "linear":
-        factor = fields.number("rope.scaling.factor")
-        divisors = (factor,) * (head_dim // 2)
-        return RopeSpec(theta=theta, divisors=divisors, scaling=f"linear, factor {factor:g}")
-    if kind != "none":
-        raise UnsupportedError(
-            f"rope scaling '{kind}'", hint="known: none, linear, stored divisors"
-        )
-    return RopeSpec(theta=theta)
 
 
 def to_metadata(spec: ModelSpec) -> dict[str, Any]:
@@ -204,8 +191,8 @@ ROWS = (
 
 FAMILY = Family(
     name="llama",
-    model_types=("llama", "mistral", "qwen2"),
-    architectures=("llama", "qwen2"),
+    model_types=("llama", "mistral", *QWEN),
+    architectures=("llama", *QWEN),
     prefixes=("model.", ""),
     from_config=from_config,
     from_header=from_header,

@@ -18,12 +18,15 @@ class Name:
 
     `paired_heads`: the rows of each head lie in rotated-pair order (0, d/2, 1, d/2+1, ...) in the
     GGUF, because its architecture rotates neighbours; ours and Hugging Face's lie in halves.
+    `offset`: what Hugging Face's numbers lack, for norms that multiply by 1 + w; ours and the
+    GGUF's are the effective multipliers.
     """
 
     ours: str
     hf: str
     gguf: str
     paired_heads: int | None = None
+    offset: float = 0.0
 
 
 # ours, Hugging Face, GGUF: the rows every decoder of the Llama line has.
@@ -52,15 +55,30 @@ COMMON: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
+def of_layers(*rows: tuple[str, str, str]) -> tuple[tuple[str, str, str], ...]:
+    """Rows of a layer's tensors, given without the layer's part of each name."""
+    return tuple((f"layers.{{i}}.{a}", f"layers.{{i}}.{b}", f"blk.{{i}}.{c}") for a, b, c in rows)
+
+
+# The norms of Gemma, before and after each part.
+BOTH_NORMS = of_layers(
+    ("attn_post_norm.weight", "post_attention_layernorm.weight", "post_attention_norm.weight"),
+    ("mlp_norm.weight", "pre_feedforward_layernorm.weight", "ffn_norm.weight"),
+    ("mlp_post_norm.weight", "post_feedforward_layernorm.weight", "post_ffw_norm.weight"),
+)
+
+
 def expand(
     spec: ModelSpec,
     rows: Iterable[tuple[str, str, str]],
     *,
     paired: frozenset[str] = frozenset(),
+    norm_offset: float = 0.0,
 ) -> dict[str, Name]:
     """The table of this spec: our tensor name -> `Name`, for exactly the tensors it stores.
 
-    `paired` lists the endings of our names whose rows the GGUF keeps in rotated-pair order.
+    `paired` lists the endings of our names whose rows the GGUF keeps in rotated-pair order;
+    `norm_offset` is the offset of every norm.
     """
     table: dict[str, Name] = {}
     templates = {ours: (hf, gguf) for ours, hf, gguf in rows}
@@ -77,6 +95,7 @@ def expand(
             hf=hf.replace("{i}", index),
             gguf=gguf.replace("{i}", index),
             paired_heads=heads,
+            offset=norm_offset if template.endswith("norm.weight") else 0.0,
         )
     return table
 

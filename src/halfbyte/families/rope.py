@@ -11,6 +11,7 @@ import struct
 from math import inf, pi
 
 from halfbyte.errors import UnsupportedError
+from halfbyte.families.family import Header
 from halfbyte.families.fields import Fields
 from halfbyte.specs import RopeSpec
 
@@ -34,6 +35,27 @@ def rope_of(fields: Fields, head_dim: int, theta: float) -> RopeSpec:
     if kind == "proportional":
         return _proportional(fields, head_dim, theta)
     raise UnsupportedError(f"rope type '{kind}'", hint=f"known rope types: {', '.join(KNOWN)}")
+
+
+def stored_rope(header: Header, head_dim: int, theta: float) -> RopeSpec:
+    """The rope that a GGUF's header gives: stored divisors, a linear factor, or none."""
+    fields = header.fields()
+    theta = fields.number("rope.freq_base", theta)
+    # Older files give the factor, sometimes by another name, and no type; 0 is none.
+    factors = ("rope.scaling.factor", "rope.scale_linear")
+    factor_key = next((key for key in factors if fields.get(key)), None)
+    kind = fields.get("rope.scaling.type", "linear" if factor_key else "none")
+    if header.rope_divisors is not None:
+        return RopeSpec(theta=theta, divisors=header.rope_divisors, scaling="stored in the file")
+    if kind == "linear":
+        factor = fields.number(factor_key or factors[0])
+        divisors = (factor,) * (head_dim // 2)
+        return RopeSpec(theta=theta, divisors=divisors, scaling=f"linear, factor {factor:g}")
+    if kind != "none":
+        raise UnsupportedError(
+            f"rope scaling '{kind}'", hint="known: none, linear, stored divisors"
+        )
+    return RopeSpec(theta=theta)
 
 
 def _llama3(fields: Fields, head_dim: int, theta: float) -> RopeSpec:

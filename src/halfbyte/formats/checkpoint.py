@@ -6,8 +6,9 @@ Foreign names come from the family's table and nowhere else: a tensor that is mi
 of another shape is an error, so nothing is ever left out in silence.
 
 Where a GGUF keeps the rows of q and k in rotated-pair order, they are moved as whole rows, exactly
-in every scheme. Every tensor given is finite (`finite`). What it is not: a converter; a wrapper
-that changes schemes is itself a `Source`, and is found in the quantizer.
+in every scheme; where Hugging Face's norms lack an offset, it is added. Every tensor given is
+finite (`finite`). What it is not: a converter; a wrapper that changes schemes is itself a `Source`,
+and is found in the quantizer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -103,15 +104,23 @@ class TensorFile(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """Where a tensor is. `paired_heads`: its rows are in rotated-pair order, by that many heads."""
+    """Where a tensor is. `paired_heads`: its rows are in rotated-pair order, by that many heads.
+
+    `offset`: what the stored numbers of a vector lack; with it they are given as f32.
+    """
 
     file: TensorFile
     name: str
     paired_heads: int | None = None
+    offset: float = 0.0
 
     @property
     def stored(self) -> StoredTensor:
         return self.file.infos[self.name]
+
+    @property
+    def scheme(self) -> Scheme:
+        return SCHEMES["f32"] if self.offset else self.stored.scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +144,7 @@ class Checkpoint:
 
     @cached_property
     def _schemes(self) -> Mapping[str, Scheme]:
-        return {name: entry.stored.scheme for name, entry in self.entries.items()}
+        return {name: entry.scheme for name, entry in self.entries.items()}
 
     @cached_property
     def _assets(self) -> TextAssets | None:
@@ -153,8 +162,17 @@ class Checkpoint:
         entry = self.entries[name]
         tensor = entry.file.tensor(entry.name)
         check_finite(tensor, name=name)
+        if entry.offset:
+            return _shifted(tensor, entry.offset)
         heads = entry.paired_heads
         return tensor if heads is None else to_halves(tensor, heads)
+
+
+def _shifted(tensor: QTensor, offset: float) -> QTensor:
+    """The numbers plus `offset`, in f32."""
+    from halfbyte.numerics.codec import decode, encode  # brings torch, which headers do without
+
+    return encode(decode(tensor) + offset, SCHEMES["f32"])
 
 
 def read(path: Path) -> Checkpoint:
@@ -187,28 +205,35 @@ def _read_directory(path: Path) -> Checkpoint:
     spec = spec_of(config)
     files = safetensors.open_directory(path)
     family = family_of(spec)
-    names = {name.ours: name.hf for name in family.names(spec).values()}
-    located = _locate(names, files, family.prefixes)
+    names = family.names(spec)
+    located = _locate({name.ours: name.hf for name in names.values()}, files, family.prefixes)
     rest = files.keys() - located.values()
-    unused = {name for name in rest if _is_unused(name, family, spec)}
+    copies = {prefix + name.hf for name in _copies(family, spec) for prefix in family.prefixes}
+    unused = {name for name in rest if name in copies or _is_other(name, family)}
     _refuse_unexpected(rest - unused)
-    entries = {ours: Entry(file=files[name], name=name) for ours, name in located.items()}
+    entries = {
+        ours: Entry(file=files[stored], name=stored, offset=names[ours].offset)
+        for ours, stored in located.items()
+    }
     _check_shapes(spec, entries)
     return Checkpoint(
         path=path,
         spec=spec,
         entries=entries,
         unused=tuple(sorted(unused)),
-        load_assets=lambda: assets_from_directory(path),
+        load_assets=lambda: assets_from_directory(path, num_rows=spec.vocab),
     )
 
 
 def _read_gguf(path: Path) -> Checkpoint:
     model = GGUFModel(path)
     spec = spec_of(model.header())
-    names = family_of(spec).names(spec)
+    family = family_of(spec)
+    names = family.names(spec)
     located = _locate({name.ours: name.gguf for name in names.values()}, model.places, ("",))
-    _refuse_unexpected(model.places.keys() - located.values() - {ROPE_FREQS})
+    rest = model.places.keys() - located.values() - {ROPE_FREQS}
+    unused = rest & {name.gguf for name in _copies(family, spec)}
+    _refuse_unexpected(rest - unused)
     entries = {
         ours: Entry(file=model.places[stored], name=stored, paired_heads=names[ours].paired_heads)
         for ours, stored in located.items()
@@ -218,7 +243,7 @@ def _read_gguf(path: Path) -> Checkpoint:
         path=path,
         spec=spec,
         entries=entries,
-        unused=(),
+        unused=tuple(sorted(unused)),
         load_assets=lambda: assets_from_metadata(model.metadata),
     )
 
@@ -247,12 +272,15 @@ def _locate(
     return located
 
 
-def _is_unused(name: str, family: Family, spec: ModelSpec) -> bool:
-    """A tensor of another modality, a stored buffer, or a copy of the tied head."""
-    if name.startswith(family.ignored) or name.endswith(family.ignored):
-        return True
-    head = family.names(replace(spec, tied_head=False))["head.weight"].hf
-    return spec.tied_head and name in {prefix + head for prefix in family.prefixes}
+def _copies(family: Family, spec: ModelSpec) -> list[Name]:
+    """What a checkpoint may store though the model shares it: a tied head, keys and values."""
+    own = family.names(spec)
+    return [name for ours, name in family.names(spec.unshared).items() if ours not in own]
+
+
+def _is_other(name: str, family: Family) -> bool:
+    """A tensor of another modality, or a stored buffer."""
+    return name.startswith(family.ignored) or name.endswith(family.ignored)
 
 
 def _refuse_unexpected(names: Iterable[str]) -> None:
@@ -341,7 +369,9 @@ def _stored(
 def _metadata(source: Source, name: str) -> dict[str, Any]:
     spec = source.spec
     facts = family_of(spec).to_metadata(spec)
-    text = {} if source.assets is None else assets_to_metadata(source.assets)
+    # A model without text is one with no tokenizer, which llama.cpp wants said.
+    none = {"tokenizer.ggml.model": "none", f"{spec.architecture}.vocab_size": spec.vocab}
+    text = none if source.assets is None else assets_to_metadata(source.assets)
     return {
         "general.architecture": spec.architecture,
         "general.name": name,

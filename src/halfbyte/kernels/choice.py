@@ -21,8 +21,8 @@ def choose(
 
     "auto" is cuda where there is a usable one. dtype "auto" rounds the inputs of block-quantized
     linears to int8 on a CPU and runs bf16 operands on a GPU; "f32" rounds nothing. On a CPU "auto"
-    means the native op set; the reference runs where that is not built or not for this processor,
-    and for "f32" and "bf16". `threads` is the number of compute threads; by default
+    means the native op set; the reference runs where that is not built or not for this processor or
+    model, and for "f32" and "bf16". `threads` is the number of compute threads; by default
     HALFBYTE_THREADS, else the processors this process may use.
     """
     if device == "auto":
@@ -33,7 +33,8 @@ def choose(
     if kind == "cuda" and not _has_cuda():
         raise UnsupportedError("there is no usable CUDA device", hint="use --device cpu")
     threads = threads or env.thread_count()
-    if kind == "cpu" and dtype == "auto" and instruction_set() is not None:
+    native = instruction_set() is not None and CPUOps.lacks(spec) is None
+    if kind == "cpu" and dtype == "auto" and native:
         return CPUOps(threads=threads or env.processor_count())
     return _reference(spec, device, dtype, threads)
 

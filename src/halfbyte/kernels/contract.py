@@ -220,7 +220,10 @@ class OpSet(Protocol):
         out: Linear,
         activation: Activation,
     ) -> Array:
-        """[R, H]: `out(activation(gate(x)) * (the P columns of inputs [R, L * P] of the layer))`."""
+        """[R, H]: `out(activation(gate(x)) * own)`; `own` are the layer's P columns of `inputs`.
+
+        inputs [R, L * P].
+        """
         ...
 
     def select(self, x: Array, index: Sequence[int]) -> Array:

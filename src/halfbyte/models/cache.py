@@ -76,7 +76,8 @@ class CacheShape:
 class Cache:
     """The cells of every layer, and the step that runs a model over them.
 
-    Sequences enter with a `Slot`. `graph` is the model's forward, given the layers' cells.
+    Sequences enter with a `Slot`. `graph` is the model's forward, given the layers' cells. A layer
+    with a `kv_source` has the cells of that layer.
     """
 
     def __init__(
@@ -87,12 +88,15 @@ class Cache:
         graph: Callable[[Sequence[Array]], Graph],
     ) -> None:
         self.shape = shape
-        self.layers: Sequence[Array] = [ops.new_kv(shape.layout(layer)) for layer in spec.layers]
+        self.layers: list[Array] = []
+        self.nbytes = 0
+        for layer in spec.layers:
+            if layer.kv_source is not None:
+                self.layers.append(self.layers[layer.kv_source])
+                continue
+            self.layers.append(ops.new_kv(shape.layout(layer)))
+            self.nbytes += self.layers[-1].nbytes
         self.step = ops.step(graph(self.layers))
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
 
     def check(self, slot: Slot, count: int) -> None:
         """That `count` more rows may enter in one forward; a failure is the caller's bug."""

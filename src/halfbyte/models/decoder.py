@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.kernels.contract import Array, Graph, Linear, OpSet, Rows
+from halfbyte.kernels.contract import Array, Experts, Graph, Linear, OpSet, Rows
 from halfbyte.models.cache import Cache, CacheShape, Slot
 from halfbyte.specs import LayerSpec, ModelSpec
 
@@ -30,12 +30,42 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureWeights:
+    """What a layer with experts has beside its MLP."""
+
+    mlp_own_norm: Array
+    router_scale: Array
+    router: Linear
+    experts_norm: Array
+    experts: Experts
+    experts_own_norm: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateWeights:
+    """How the embeddings per layer come into a layer."""
+
+    gate: Linear
+    out: Linear
+    norm: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerLayerWeights:
+    """Where the embeddings per layer come from."""
+
+    embed: Array
+    project: Linear
+    norm: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
     """The packed weights of one layer; None where the spec has no such tensor."""
 
     attn_norm: Array
     q: Linear
-    k: Linear
+    k: Linear | None
     v: Linear | None
     q_norm: Array | None
     k_norm: Array | None
@@ -45,7 +75,9 @@ class LayerWeights:
     gate: Linear
     up: Linear
     down: Linear
+    mixture: MixtureWeights | None
     mlp_post_norm: Array | None
+    per_layer: GateWeights | None
     scalar: Array | None
 
 
@@ -54,6 +86,7 @@ class Weights:
     """The packed weights of a model. A tied head is the embedding itself."""
 
     embed: Array
+    per_layer: PerLayerWeights | None
     layers: Sequence[LayerWeights]
     norm: Array
     head: Array
@@ -82,8 +115,12 @@ class Decoder:
     ) -> Array:
         """The normed final states [R, H] that the head is applied to; all rows unless `wanted`."""
         x = self.ops.embed(rows, self.weights.embed, self.spec.embed_scale)
-        for layer, weights, kv in zip(self.spec.layers, self.weights.layers, caches, strict=True):
-            x = self._layer(x, layer, weights, rows, kv)
+        inputs = self._per_layer_inputs(x, rows)
+        for index, (layer, weights) in enumerate(
+            zip(self.spec.layers, self.weights.layers, strict=True)
+        ):
+            x = self._attention(x, layer, weights, rows, caches[index])
+            x = self._feed_forward(x, layer, weights, inputs, index)
         if wanted is not None:
             x = self.ops.select(x, wanted)
         return self.ops.rms_norm(x, self.weights.norm, self.spec.norm_eps)
@@ -108,38 +145,87 @@ class Decoder:
                 hint="the tokenizer does not belong to this model",
             )
 
-    def _layer(
+    def _per_layer_inputs(self, x: Array, rows: Rows) -> Array | None:
+        spec, weights = self.spec.per_layer, self.weights.per_layer
+        if spec is None or weights is None:
+            return None
+        return self.ops.per_layer_inputs(
+            self.ops.embed(rows, weights.embed, spec.token_scale),
+            self.ops.linear(x, weights.project),
+            norm=weights.norm,
+            eps=self.spec.norm_eps,
+            scale=spec.context_scale,
+        )
+
+    def _attention(
         self, x: Array, layer: LayerSpec, weights: LayerWeights, rows: Rows, kv: Array
     ) -> Array:
         ops, eps = self.ops, self.spec.norm_eps
-        mixed = self._attention(ops.rms_norm(x, weights.attn_norm, eps), layer, weights, rows, kv)
-        x = ops.residual(x, mixed, norm=weights.attn_post_norm, eps=eps)
+        q = self._queries(ops.rms_norm(x, weights.attn_norm, eps), layer, weights, rows, kv)
+        mixed = ops.attend(q, attention=layer.attention, rows=rows, kv=kv)
+        mixed = ops.linear(mixed, weights.o)
+        return ops.residual(x, mixed, norm=weights.attn_post_norm, eps=eps)
+
+    def _queries(
+        self, x: Array, layer: LayerSpec, weights: LayerWeights, rows: Rows, kv: Array
+    ) -> Array:
+        """The rotated queries; keys and values, where the layer has its own, go to the cache."""
+        ops, attention, eps = self.ops, layer.attention, self.spec.norm_eps
+        q_norm = weights.q_norm
+        if weights.k is None:
+            q = ops.linear(x, weights.q)
+            return ops.rope(q, q_norm=q_norm, attention=attention, eps=eps, rows=rows)
+        k = ops.linear(x, weights.k)
+        return ops.rope_and_store(
+            ops.linear(x, weights.q),
+            k,
+            k if weights.v is None else ops.linear(x, weights.v),
+            q_norm=q_norm,
+            k_norm=weights.k_norm,
+            attention=attention,
+            eps=eps,
+            rows=rows,
+            kv=kv,
+        )
+
+    def _feed_forward(
+        self, x: Array, layer: LayerSpec, weights: LayerWeights, inputs: Array | None, index: int
+    ) -> Array:
+        ops, eps, activation = self.ops, self.spec.norm_eps, layer.mlp.activation
         gated = ops.gated_mlp(
             ops.rms_norm(x, weights.mlp_norm, eps),
             gate=weights.gate,
             up=weights.up,
             down=weights.down,
+            activation=activation,
+        )
+        if weights.mixture is not None:
+            gated = self._with_experts(gated, x, layer, weights.mixture)
+        entry = weights.per_layer
+        if entry is None:
+            norm, scalar = weights.mlp_post_norm, weights.scalar
+            return ops.residual(x, gated, norm=norm, eps=eps, scalar=scalar)
+        x = ops.residual(x, gated, norm=weights.mlp_post_norm, eps=eps)
+        update = ops.per_layer_update(
+            x, inputs, index, gate=entry.gate, out=entry.out, activation=activation
+        )
+        return ops.residual(x, update, norm=entry.norm, eps=eps, scalar=weights.scalar)
+
+    def _with_experts(
+        self, gated: Array, x: Array, layer: LayerSpec, weights: MixtureWeights
+    ) -> Array:
+        """The MLP's output and the experts', each normed, added up."""
+        assert layer.experts is not None
+        ops, eps = self.ops, self.spec.norm_eps
+        mixed = ops.route_experts(
+            ops.rms_norm(x, weights.experts_norm, eps),
+            ops.linear(ops.rms_norm(x, weights.router_scale, eps), weights.router),
+            experts=weights.experts,
+            spec=layer.experts,
             activation=layer.mlp.activation,
         )
-        return ops.residual(x, gated, norm=weights.mlp_post_norm, eps=eps, scalar=weights.scalar)
-
-    def _attention(
-        self, x: Array, layer: LayerSpec, weights: LayerWeights, rows: Rows, kv: Array
-    ) -> Array:
-        ops, attention = self.ops, layer.attention
-        k = ops.linear(x, weights.k)
-        q = ops.rope_and_store(
-            ops.linear(x, weights.q),
-            k,
-            k if weights.v is None else ops.linear(x, weights.v),
-            q_norm=weights.q_norm,
-            k_norm=weights.k_norm,
-            attention=attention,
-            eps=self.spec.norm_eps,
-            rows=rows,
-            kv=kv,
-        )
-        return ops.linear(ops.attend(q, attention=attention, rows=rows, kv=kv), weights.o)
+        own = ops.rms_norm(gated, weights.mlp_own_norm, eps)
+        return ops.residual(own, mixed, norm=weights.experts_own_norm, eps=eps)
 
 
 def _wanted_rows(chunks: Sequence[Chunk]) -> list[int]:

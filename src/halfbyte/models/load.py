@@ -6,12 +6,21 @@ every value exactly; where there is none, loading fails before anything runs, an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.progress import Progress
-from halfbyte.kernels.contract import Array, Linear, OpSet
-from halfbyte.models.decoder import Decoder, LayerWeights, Weights
+from halfbyte.kernels.contract import Array, Experts, Linear, OpSet
+from halfbyte.models.decoder import (
+    Decoder,
+    GateWeights,
+    LayerWeights,
+    MixtureWeights,
+    PerLayerWeights,
+    Weights,
+)
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, ModelSpec, lossless_target
+from halfbyte.specs import SCHEMES, LayerSpec, ModelSpec, lossless_target
 
 
 def load(source: Source, ops: OpSet, *, progress: Progress | None = None) -> Decoder:
@@ -45,29 +54,84 @@ def _weights(spec: ModelSpec, packed: dict[str, Array]) -> Weights:
     embed = packed["embed.weight"]
     return Weights(
         embed=embed,
-        layers=[_layer(packed, f"layers.{index}") for index in range(len(spec.layers))],
+        per_layer=_per_layer(packed) if spec.per_layer else None,
+        layers=[
+            _layer(_Packed(packed, f"layers.{index}."), layer)
+            for index, layer in enumerate(spec.layers)
+        ],
         norm=packed["norm.weight"],
         head=embed if spec.tied_head else packed["head.weight"],
     )
 
 
-def _layer(packed: dict[str, Array], at: str) -> LayerWeights:
-    def linear(name: str) -> Linear:
-        return Linear(weight=packed[f"{at}.{name}.weight"], bias=packed.get(f"{at}.{name}.bias"))
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Packed tensors under a beginning of their names."""
 
+    tensors: dict[str, Array]
+    at: str
+
+    def __getitem__(self, name: str) -> Array:
+        return self.tensors[self.at + name]
+
+    def get(self, name: str) -> Array | None:
+        return self.tensors.get(self.at + name)
+
+    def linear(self, name: str) -> Linear:
+        return Linear(weight=self[f"{name}.weight"], bias=self.get(f"{name}.bias"))
+
+    def get_linear(self, name: str) -> Linear | None:
+        return None if self.get(f"{name}.weight") is None else self.linear(name)
+
+
+def _per_layer(packed: dict[str, Array]) -> PerLayerWeights:
+    return PerLayerWeights(
+        embed=packed["per_layer.embed.weight"],
+        project=Linear(weight=packed["per_layer.project.weight"]),
+        norm=packed["per_layer.norm.weight"],
+    )
+
+
+def _layer(packed: _Packed, layer: LayerSpec) -> LayerWeights:
     return LayerWeights(
-        attn_norm=packed[f"{at}.attn_norm.weight"],
-        q=linear("attn.q"),
-        k=linear("attn.k"),
-        v=linear("attn.v") if f"{at}.attn.v.weight" in packed else None,
-        q_norm=packed.get(f"{at}.attn.q_norm.weight"),
-        k_norm=packed.get(f"{at}.attn.k_norm.weight"),
-        o=linear("attn.o"),
-        attn_post_norm=packed.get(f"{at}.attn_post_norm.weight"),
-        mlp_norm=packed[f"{at}.mlp_norm.weight"],
-        gate=linear("mlp.gate"),
-        up=linear("mlp.up"),
-        down=linear("mlp.down"),
-        mlp_post_norm=packed.get(f"{at}.mlp_post_norm.weight"),
-        scalar=packed.get(f"{at}.scalar"),
+        attn_norm=packed["attn_norm.weight"],
+        q=packed.linear("attn.q"),
+        k=packed.get_linear("attn.k"),
+        v=packed.get_linear("attn.v"),
+        q_norm=packed.get("attn.q_norm.weight"),
+        k_norm=packed.get("attn.k_norm.weight"),
+        o=packed.linear("attn.o"),
+        attn_post_norm=packed.get("attn_post_norm.weight"),
+        mlp_norm=packed["mlp_norm.weight"],
+        gate=packed.linear("mlp.gate"),
+        up=packed.linear("mlp.up"),
+        down=packed.linear("mlp.down"),
+        mixture=None if layer.experts is None else _mixture(packed),
+        mlp_post_norm=packed.get("mlp_post_norm.weight"),
+        per_layer=_gate(packed),
+        scalar=packed.get("scalar"),
+    )
+
+
+def _mixture(packed: _Packed) -> MixtureWeights:
+    return MixtureWeights(
+        mlp_own_norm=packed["mlp_own_norm.weight"],
+        router_scale=packed["router.scale"],
+        router=packed.linear("router"),
+        experts_norm=packed["experts_norm.weight"],
+        experts=Experts(
+            gate_up=packed["experts.gate_up.weight"],
+            down=packed["experts.down.weight"],
+            scale=packed["experts.scale"],
+        ),
+        experts_own_norm=packed["experts_own_norm.weight"],
+    )
+
+
+def _gate(packed: _Packed) -> GateWeights | None:
+    gate = packed.get_linear("per_layer.gate")
+    if gate is None:
+        return None
+    return GateWeights(
+        gate=gate, out=packed.linear("per_layer.out"), norm=packed["per_layer.norm.weight"]
     )

@@ -10,7 +10,7 @@ It is not a configuration of the run: context in use, cache types and devices li
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isinf, prod
 from typing import Literal
 
@@ -80,17 +80,50 @@ class MLPSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSpec:
+    """A mixture of gated MLPs of inner width `width`, beside the layer's own MLP.
+
+    A router scores all `count` experts on the normed hidden state; the softmax of the scores times
+    `score_scale` is taken, and a row goes through the `used` likeliest, which are weighted by their
+    probability over the sum of theirs, times a stored number of the expert. The mixture's output
+    and the MLP's are normed apart, and added. Activation as in the layer's MLP.
+    """
+
+    count: int
+    used: int
+    width: int
+    score_scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
     """One decoder layer: norm, attention, residual, norm, MLP, residual.
 
-    `post_norms`: the output of attention and of the MLP is normed before it joins the residual.
-    `scalar`: the hidden state is multiplied by one stored number at the end of the layer.
+    `experts`: a mixture of experts beside the MLP. `kv_source`: the layer before this one whose
+    keys and values it reads; it has no projections for them and keeps none. `post_norms`: the
+    output of attention and of the MLP is normed before it joins the residual. `scalar`: the hidden
+    state is multiplied by one stored number at the end of the layer.
     """
 
     attention: AttentionSpec
     mlp: MLPSpec
+    experts: ExpertSpec | None = None
+    kv_source: int | None = None
     post_norms: bool = False
     scalar: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerLayerSpec:
+    """Embeddings of `width` numbers per token and layer, let in through a gate as a layer ends.
+
+    They are the sum, over sqrt(2), of two parts: the rows of a table times `token_scale`, and a
+    projection of the token's scaled embedding, times `context_scale` and normed.
+    """
+
+    width: int
+    token_scale: float
+    context_scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +140,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only language model. `embed_scale` multiplies the embedding of every token."""
+    """A decoder-only language model. `embed_scale` multiplies the embedding of every token.
+
+    `per_layer`: every token has an embedding for each layer, too.
+    """
 
     family: str
     architecture: str
@@ -119,12 +155,19 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]
     embed_scale: float = 1.0
     logit_softcap: float | None = None
+    per_layer: PerLayerSpec | None = None
 
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor the model stores, in the order of the forward pass."""
         yield TensorSpec(name="embed.weight", shape=(self.vocab, self.hidden))
+        inner = 0 if self.per_layer is None else self.per_layer.width
+        if inner:
+            width = len(self.layers) * inner
+            yield TensorSpec(name="per_layer.embed.weight", shape=(self.vocab, width))
+            yield TensorSpec(name="per_layer.project.weight", shape=(width, self.hidden))
+            yield TensorSpec(name="per_layer.norm.weight", shape=(inner,))
         for index, layer in enumerate(self.layers):
-            for name, shape in _layer_tensors(layer, self.hidden):
+            for name, shape in _layer_tensors(layer, self.hidden, inner):
                 yield TensorSpec(name=f"layers.{index}.{name}", shape=shape)
         yield TensorSpec(name="norm.weight", shape=(self.hidden,))
         if not self.tied_head:
@@ -141,26 +184,54 @@ class ModelSpec:
         windows = {layer.attention.window for layer in self.layers}
         return tuple(sorted(window for window in windows if window is not None))
 
+    @property
+    def unshared(self) -> ModelSpec:
+        """The same model with nothing shared; checkpoints may store what this one does not need."""
+        layers = tuple(replace(layer, kv_source=None) for layer in self.layers)
+        return replace(self, tied_head=False, layers=layers)
 
-def _layer_tensors(layer: LayerSpec, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    attention, mlp = layer.attention, layer.mlp
+
+def _layer_tensors(
+    layer: LayerSpec, hidden: int, per_layer_width: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "attn_norm.weight", (hidden,)
+    yield from _attention_tensors(layer, hidden)
+    if layer.post_norms:
+        yield "attn_post_norm.weight", (hidden,)
+    yield "mlp_norm.weight", (hidden,)
+    yield from _mlp_tensors(layer.mlp, hidden)
+    if layer.experts is not None:
+        yield from _expert_tensors(layer.experts, hidden)
+    if layer.post_norms:
+        yield "mlp_post_norm.weight", (hidden,)
+    if per_layer_width:
+        yield "per_layer.gate.weight", (per_layer_width, hidden)
+        yield "per_layer.out.weight", (hidden, per_layer_width)
+        yield "per_layer.norm.weight", (hidden,)
+    if layer.scalar:
+        yield "scalar", (1,)
+
+
+def _attention_tensors(layer: LayerSpec, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    attention = layer.attention
     yield "attn.q.weight", (attention.query_width, hidden)
     if attention.qkv_bias:
         yield "attn.q.bias", (attention.query_width,)
-    for part in ("k",) if attention.shares_kv else ("k", "v"):
+    parts = ("k",) if attention.shares_kv else ("k", "v")
+    for part in () if layer.kv_source is not None else parts:
         yield f"attn.{part}.weight", (attention.kv_width, hidden)
         if attention.qkv_bias:
             yield f"attn.{part}.bias", (attention.kv_width,)
     if attention.qk_norm:
         yield "attn.q_norm.weight", (attention.head_dim,)
-        yield "attn.k_norm.weight", (attention.head_dim,)
+        if layer.kv_source is None:
+            yield "attn.k_norm.weight", (attention.head_dim,)
     yield "attn.o.weight", (hidden, attention.query_width)
     if attention.output_bias:
         yield "attn.o.bias", (hidden,)
-    if layer.post_norms:
-        yield "attn_post_norm.weight", (hidden,)
-    yield "mlp_norm.weight", (hidden,)
+
+
+def _mlp_tensors(mlp: MLPSpec, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     for part, shape in (
         ("gate", (mlp.width, hidden)),
         ("up", (mlp.width, hidden)),
@@ -169,7 +240,15 @@ def _layer_tensors(layer: LayerSpec, hidden: int) -> Iterator[tuple[str, tuple[i
         yield f"mlp.{part}.weight", shape
         if mlp.bias:
             yield f"mlp.{part}.bias", shape[:1]
-    if layer.post_norms:
-        yield "mlp_post_norm.weight", (hidden,)
-    if layer.scalar:
-        yield "scalar", (1,)
+
+
+def _expert_tensors(experts: ExpertSpec, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """In `gate_up`, the rows of an expert's gate come before those of its up projection."""
+    yield "mlp_own_norm.weight", (hidden,)
+    yield "router.scale", (hidden,)
+    yield "router.weight", (experts.count, hidden)
+    yield "experts_norm.weight", (hidden,)
+    yield "experts.gate_up.weight", (experts.count, 2 * experts.width, hidden)
+    yield "experts.down.weight", (experts.count, hidden, experts.width)
+    yield "experts.scale", (experts.count,)
+    yield "experts_own_norm.weight", (hidden,)

@@ -108,10 +108,10 @@ class Recipe:
     def scheme_for(self, name: str, shape: Sequence[int]) -> Scheme:
         """The scheme of one tensor, after the fallbacks for its width.
 
-        Vectors (norms, biases, scalars) are always f32: they are small and everything hangs on
-        them. Raises `InvalidInputError` when no rule matches.
+        Vectors (norms, biases, scalars) and routers are always f32: they are small and everything
+        hangs on them. Raises `InvalidInputError` when no rule matches.
         """
-        if len(shape) < 2:
+        if len(shape) < 2 or name.endswith("router.weight"):
             return SCHEMES["f32"]
         for pattern, wanted in self.rules:
             if fnmatchcase(name, pattern):
@@ -138,7 +138,12 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="q4_0",
-            rules=(("embed.weight", "q6_k"), ("head.weight", "q6_k"), ("*", "q4_0")),
+            rules=(
+                ("embed.weight", "q6_k"),
+                ("head.weight", "q6_k"),
+                ("per_layer.project.weight", "q8_0"),
+                ("*", "q4_0"),
+            ),
         ),
         Recipe(name="q4_0-pure", rules=(("*", "q4_0"),)),
         _uniform("q8_0"),

@@ -61,15 +61,20 @@ class TextAssets:
         return "" if token_id is None else self.vocabulary.tokens[token_id]
 
 
-def assets_from_directory(path: Path) -> TextAssets | None:
-    """The assets of a Hugging Face directory; None without a tokenizer.json."""
+def assets_from_directory(path: Path, *, num_rows: int | None = None) -> TextAssets | None:
+    """The assets of a Hugging Face directory; None without a tokenizer.json.
+
+    `num_rows`: the rows of the embedding; by default config.json's vocab_size.
+    """
     document = _json(path / "tokenizer.json")
     if not document:
         return None
     config = _json(path / "config.json")
     text_config = cast("dict[str, Any]", config.get("text_config") or {})
-    rows = fields.number(text_config, "vocab_size", 1, MAX_TOKENS) or fields.number(
-        config, "vocab_size", 1, MAX_TOKENS
+    rows = (
+        num_rows
+        or fields.number(text_config, "vocab_size", 1, MAX_TOKENS)
+        or fields.number(config, "vocab_size", 1, MAX_TOKENS)
     )
     vocabulary = vocabulary_from_tokenizer_json(document, num_rows=int(rows) if rows else None)
     generation = _json(path / "generation_config.json")

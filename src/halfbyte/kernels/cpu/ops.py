@@ -20,9 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedError
-from halfbyte.kernels.contract import Graph, KVLayout, Linear, Rows
+from halfbyte.kernels.contract import Experts, Graph, KVLayout, Linear, Rows
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, Activation, AttentionSpec, RopeSpec, Scheme
+from halfbyte.specs import (
+    SCHEMES,
+    Activation,
+    AttentionSpec,
+    ExpertSpec,
+    ModelSpec,
+    RopeSpec,
+    Scheme,
+)
 
 # In the order of csrc/kernels.h.
 NATIVE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
@@ -74,6 +82,18 @@ class CPUOps:
         self._pool = self._native.Pool(threads)
         self._program: Any = None
         self._softcap = 0.0
+
+    @staticmethod
+    def lacks(spec: ModelSpec) -> str | None:
+        """What a model needs that is not here; None if it can run."""
+        needs = {
+            "experts": any(layer.experts for layer in spec.layers),
+            "keys and values shared by layers": any(
+                layer.kv_source is not None for layer in spec.layers
+            ),
+            "embeddings per layer": spec.per_layer is not None,
+        }
+        return next((what for what, needed in needs.items() if needed), None)
 
     def pack(self, q: QTensor) -> Packed:
         if len(q.shape) == 1:
@@ -132,6 +152,17 @@ class CPUOps:
             kv,
         )
 
+    def rope(
+        self,
+        q: Buffer,
+        *,
+        q_norm: Packed | None,
+        attention: AttentionSpec,
+        eps: float,
+        rows: Rows,
+    ) -> Buffer:
+        raise _lacking("keys and values shared by layers")
+
     def attend(self, q: Buffer, *, attention: AttentionSpec, rows: Rows, kv: Any) -> Buffer:
         return self._program.attend(q, self._attention(attention, 0.0), kv)
 
@@ -158,6 +189,34 @@ class CPUOps:
             ACTIVATIONS.index(activation),
         )
         return self.linear(inner, down)
+
+    def route_experts(
+        self,
+        x: Buffer,
+        scores: Buffer,
+        *,
+        experts: Experts,
+        spec: ExpertSpec,
+        activation: Activation,
+    ) -> Buffer:
+        raise _lacking("experts")
+
+    def per_layer_inputs(
+        self, tokens: Buffer, context: Buffer, *, norm: Packed, eps: float, scale: float
+    ) -> Buffer:
+        raise _lacking("embeddings per layer")
+
+    def per_layer_update(
+        self,
+        x: Buffer,
+        inputs: Buffer,
+        layer: int,
+        *,
+        gate: Linear,
+        out: Linear,
+        activation: Activation,
+    ) -> Buffer:
+        raise _lacking("embeddings per layer")
 
     def select(self, x: Buffer, index: Sequence[int]) -> Buffer:
         return self._program.select(x)
@@ -215,3 +274,7 @@ def frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
 
 def _native_of(packed: Packed | None) -> Any:
     return None if packed is None else packed.native
+
+
+def _lacking(what: str) -> UnsupportedError:
+    return UnsupportedError(f"{what} in the native op set", hint="the reference runs it")

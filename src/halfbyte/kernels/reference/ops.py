@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halfbyte.kernels.contract import Graph, KVLayout, Linear, Rows, Step
+from halfbyte.kernels.contract import Experts, Graph, KVLayout, Linear, Rows, Step
 from halfbyte.kernels.reference.attention import ROW_TILE, attend_span
 from halfbyte.kernels.reference.kv import KV, ReferenceKV, fake_q8
 from halfbyte.kernels.reference.rope import rotate, rotation
 from halfbyte.numerics.codec import CODECS, decode
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, Activation, AttentionSpec
+from halfbyte.specs import SCHEMES, Activation, AttentionSpec, ExpertSpec
 
+VECTOR = 32
 Activations = Literal["f32", "q8_0", "bf16"]
 
 
@@ -106,15 +107,28 @@ class ReferenceOps:
         rows: Rows,
         kv: KV,
     ) -> Tensor:
-        dim = attention.head_dim
-        q_RND, k_RGD, v_RGD = (part.unflatten(-1, (-1, dim)) for part in (q, k, v))
-        if q_norm is not None and k_norm is not None:
-            q_RND = self.rms_norm(q_RND, q_norm, eps)
+        k_RGD, v_RGD = (part.unflatten(-1, (-1, attention.head_dim)) for part in (k, v))
+        if k_norm is not None:
             k_RGD = self.rms_norm(k_RGD, k_norm, eps)
         if attention.value_norm:
             v_RGD = self.rms_norm(v_RGD, None, eps)
-        cos, sin = rotation(self._positions(rows), attention.rope, dim)
+        cos, sin = rotation(self._positions(rows), attention.rope, attention.head_dim)
         kv.write(rows, rotate(k_RGD, cos, sin), v_RGD)
+        return self.rope(q, q_norm=q_norm, attention=attention, eps=eps, rows=rows)
+
+    def rope(
+        self,
+        q: Tensor,
+        *,
+        q_norm: Weight | None,
+        attention: AttentionSpec,
+        eps: float,
+        rows: Rows,
+    ) -> Tensor:
+        q_RND = q.unflatten(-1, (-1, attention.head_dim))
+        if q_norm is not None:
+            q_RND = self.rms_norm(q_RND, q_norm, eps)
+        cos, sin = rotation(self._positions(rows), attention.rope, attention.head_dim)
         return rotate(q_RND, cos, sin).flatten(-2)
 
     def attend(self, q: Tensor, *, attention: AttentionSpec, rows: Rows, kv: KV) -> Tensor:
@@ -141,12 +155,54 @@ class ReferenceOps:
     def gated_mlp(
         self, x: Tensor, *, gate: Linear, up: Linear, down: Linear, activation: Activation
     ) -> Tensor:
-        gated = self.linear(x, gate)
-        if activation == "silu":
-            gated = functional.silu(gated)
-        else:
-            gated = functional.gelu(gated, approximate="tanh")
+        gated = activated(self.linear(x, gate), activation)
         return self.linear(gated * self.linear(x, up), down)
+
+    def route_experts(
+        self,
+        x: Tensor,
+        scores: Tensor,
+        *,
+        experts: Experts,
+        spec: ExpertSpec,
+        activation: Activation,
+    ) -> Tensor:
+        probabilities = (scores * spec.score_scale).softmax(-1)
+        chosen_RK = probabilities.sort(dim=-1, descending=True, stable=True).indices[:, : spec.used]
+        weights_RE = torch.zeros_like(probabilities).scatter(
+            -1, chosen_RK, probabilities.gather(-1, chosen_RK)
+        )
+        weights_RE = weights_RE / weights_RE.sum(-1, keepdim=True) * self._dense(experts.scale)
+        mixed = torch.zeros_like(x)
+        for index in chosen_RK.unique().tolist():
+            rows = (chosen_RK == index).any(-1).nonzero()[:, 0]
+            given = self._rounded(x[rows], experts.gate_up)
+            gate, up = self._product(given, self._slice(experts.gate_up, index)).chunk(2, dim=-1)
+            inner = self._rounded(activated(gate, activation) * up, experts.down)
+            out = self._product(inner, self._slice(experts.down, index))
+            mixed = mixed.index_add(0, rows, out * weights_RE[rows, index, None])
+        return mixed
+
+    def per_layer_inputs(
+        self, tokens: Tensor, context: Tensor, *, norm: Weight, eps: float, scale: float
+    ) -> Tensor:
+        width = norm.stored.width
+        normed = self.rms_norm((context * scale).unflatten(-1, (-1, width)), norm, eps)
+        return (tokens + normed.flatten(-2)) * 0.5**0.5
+
+    def per_layer_update(
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        layer: int,
+        *,
+        gate: Linear,
+        out: Linear,
+        activation: Activation,
+    ) -> Tensor:
+        gated = activated(self.linear(x, gate), activation)
+        width = gated.shape[-1]
+        return self.linear(gated * inputs[:, layer * width : (layer + 1) * width], out)
 
     def select(self, x: Tensor, index: Sequence[int]) -> Tensor:
         return x[torch.tensor(list(index), dtype=torch.int64, device=x.device)]
@@ -167,6 +223,14 @@ class ReferenceOps:
             return weight.dense
         return decode(weight.stored, device=self.device)
 
+    def _slice(self, weight: Weight, index: int) -> Tensor:
+        """[rows, columns]: one of the matrices of a stored tensor [count, rows, columns]."""
+        if weight.dense is not None:
+            return weight.dense[index]
+        rows = weight.stored.shape[1]
+        stored = weight.stored.rows(index * rows, (index + 1) * rows)
+        return decode(stored, device=self.device)
+
     def _rounded(self, x: Tensor, weight: Weight) -> Tensor:
         if self.activations == "bf16":
             return x.to(torch.bfloat16).to(torch.float32)
@@ -186,3 +250,12 @@ class ReferenceOps:
     def _positions(self, rows: Rows) -> Tensor:
         spans = [torch.arange(span.start, span.start + span.count) for span in rows.spans]
         return torch.cat(spans).to(self.device)
+
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    """The activation of every number; of whole vectors, since torch rounds what is left apart."""
+    width = x.shape[-1]
+    if width % VECTOR:
+        x = functional.pad(x, (0, -width % VECTOR))
+    y = functional.silu(x) if activation == "silu" else functional.gelu(x, approximate="tanh")
+    return y[..., :width]
