@@ -18,6 +18,14 @@ struct Copy {
     }
 };
 
+uint32_t get(const uint8_t* p) {
+    uint32_t four;
+    std::memcpy(&four, p, 4);
+    return four;
+}
+
+void put(uint8_t* p, uint32_t four) { std::memcpy(p, &four, 4); }
+
 // Where weight word j (4 bytes) of a lane lies in a run of 64-byte vectors.
 uint8_t* word(uint8_t* plane, int j, int lane) { return plane + 64 * j + 4 * lane; }
 
@@ -45,10 +53,13 @@ void q8_0(const Weight& w, uint8_t* group, uint8_t* row, int lane, Copy copy) {
     for (int b = 0; b < blocks; ++b) {
         uint8_t* block = row + b * Q8_0_BYTES;
         copy(scales + 2 * (size_t(b) * GROUP + lane), block, 2);
-        for (int i = 0; i < BLOCK; ++i) {
-            uint8_t* packed = word(group + size_t(b) * 512, i / 4, lane) + i % 4;
-            uint8_t* stored = block + 2 + i;
-            copy.packing ? * packed = *stored ^ 0x80 : * stored = *packed ^ 0x80;
+        for (int j = 0; j < 8; ++j) {
+            uint8_t* packed = word(group + size_t(b) * 512, j, lane);
+            uint8_t* stored = block + 2 + 4 * j;
+            if (copy.packing)
+                put(packed, get(stored) ^ 0x80808080u);
+            else
+                put(stored, get(packed) ^ 0x80808080u);
         }
     }
 }
@@ -97,33 +108,44 @@ void q4_k(const Weight& w, uint8_t* group, uint8_t* row, int lane, Copy copy) {
 
 // GGUF's order of a superblock: two halves of 128 weights; in each, ql byte l holds weights l (low)
 // and l + 64 (high) for l < 64, and qh byte l holds two bits of weights l, l + 32, l + 64, l + 96.
+// Four weights move at a time: shifted within a word, then masked byte by byte.
 void q6_k(const Weight& w, uint8_t* group, uint8_t* row, int lane, Copy copy) {
+    constexpr uint32_t NIBBLES = 0x0f0f0f0f, CRUMBS = 0x03030303;
     const int blocks = w.cols / BLOCK;
     uint8_t* high = group + size_t(blocks) * 256;
     uint8_t* scales = high + size_t(blocks) * 128;
     uint8_t* d = scales + size_t(blocks) * 2 * GROUP;
     for (int super = 0; super < w.cols / SUPER; ++super) {
-        uint8_t* block = row + super * Q6_K_BYTES;
-        uint8_t* sc = block + 192;
-        copy(d + 2 * (size_t(super) * GROUP + lane), block + 208, 2);
+        uint8_t* stored = row + super * Q6_K_BYTES;
+        copy(d + 2 * (size_t(super) * GROUP + lane), stored + 208, 2);
         for (int i = 0; i < 16; ++i)
-            copy(scales + (size_t(super) * 16 + i) * GROUP + lane, sc + i, 1);
-        if (!copy.packing) std::memset(block, 0, 192);
-        for (int k = 0; k < SUPER; ++k) {
-            const int part = k / 128, l = k % 128;
-            uint8_t& low_byte = block[64 * part + l % 64];
-            uint8_t& high_byte = block[128 + 32 * part + l % 32];
-            const int low_shift = l < 64 ? 0 : 4, high_shift = 2 * (l / 32);
-            const int b = super * 8 + k / BLOCK, i = k % BLOCK;
-            uint8_t& packed_low = word(group + size_t(b) * 256, i / 4 % 4, lane)[i % 4];
-            uint8_t& packed_high = word(high + size_t(b) * 128, i / 16, lane)[i % 4];
-            const int to_low = i < 16 ? 0 : 4, to_high = 2 * (i / 4 % 4);
-            if (copy.packing) {
-                packed_low |= (low_byte >> low_shift & 15) << to_low;
-                packed_high |= (high_byte >> high_shift & 3) << to_high;
-            } else {
-                low_byte |= (packed_low >> to_low & 15) << low_shift;
-                high_byte |= (packed_high >> to_high & 3) << high_shift;
+            copy(scales + (size_t(super) * 16 + i) * GROUP + lane, stored + 192 + i, 1);
+        if (!copy.packing) std::memset(stored, 0, 192);
+        for (int block = 0; block < 8; ++block) {
+            const int part = block / 4, quarter = block % 4, shift = quarter / 2 * 4;
+            uint8_t* ql = stored + 64 * part + 32 * (quarter % 2);
+            uint8_t* qh = stored + 128 + 32 * part;
+            const size_t b = size_t(super) * 8 + block;
+            for (int j = 0; j < 4; ++j) {
+                uint8_t *packed = word(group + b * 256, j, lane), *first = ql + 4 * j;
+                if (copy.packing) {
+                    put(packed, (get(first) >> shift & NIBBLES) |
+                                    (get(first + 16) >> shift & NIBBLES) << 4);
+                } else {
+                    put(first, get(first) | (get(packed) & NIBBLES) << shift);
+                    put(first + 16, get(first + 16) | (get(packed) >> 4 & NIBBLES) << shift);
+                }
+            }
+            for (int h = 0; h < 2; ++h) {
+                uint8_t* packed = word(high + b * 128, h, lane);
+                uint32_t crumbs = 0;
+                for (int f = 0; f < 4; ++f) {
+                    uint8_t* four = qh + 16 * h + 4 * f;
+                    crumbs |= (get(four) >> (2 * quarter) & CRUMBS) << (2 * f);
+                    if (!copy.packing)
+                        put(four, get(four) | (get(packed) >> (2 * f) & CRUMBS) << (2 * quarter));
+                }
+                if (copy.packing) put(packed, crumbs);
             }
         }
     }

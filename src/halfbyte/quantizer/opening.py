@@ -15,8 +15,7 @@ from halfbyte.formats.checkpoint import Source, read, write_gguf
 from halfbyte.formats.manifest import check_sizes, identity
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
-from halfbyte.quantizer.pipeline import Quantized
-from halfbyte.specs import Method, recipe_of
+from halfbyte.specs import Method, Recipe, recipe_of
 
 
 def open_source(
@@ -32,15 +31,18 @@ def open_source(
     source = read(path)
     if recipe is None:
         return source
-    quantized = Quantized(source, recipe_of(recipe), method=method)
-    kept = _place(path, quantized)
+    kept = _place(path, recipe_of(recipe), method)
     if not kept.exists():
+        # Brings torch, which running does without.
+        from halfbyte.quantizer.pipeline import Quantized
+
         kept.parent.mkdir(parents=True, exist_ok=True)
+        quantized = Quantized(source, recipe_of(recipe), method=method)
         write_gguf(quantized, kept, progress=progress)
     return read(kept)
 
 
-def _place(path: Path, quantized: Quantized) -> Path:
-    facts = [identity(path), quantized.recipe.rules, quantized.method, __version__]
+def _place(path: Path, recipe: Recipe, method: Method) -> Path:
+    facts = [identity(path), recipe.rules, method, __version__]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return env.cache_dir() / f"{path.stem}-{quantized.recipe.name}-{key}.gguf"
+    return env.cache_dir() / f"{path.stem}-{recipe.name}-{key}.gguf"
