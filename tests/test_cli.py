@@ -179,6 +179,18 @@ def test_a_model_without_a_template_says_raw(halfbyte: Halfbyte, stories260k: Pa
     assert outcome.code == 1 and "--raw" in outcome.err
 
 
+def test_a_template_of_ones_own(halfbyte: Halfbyte, stories260k: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }} upon")
+    ask = ("--temperature", 0, "--max-tokens", 8, "--json")
+    ours = halfbyte("run", stories260k, "Once", "--template", template, *ask)
+    raw = halfbyte("run", stories260k, "Once upon", "--raw", *ask)
+    assert ours.document["token_ids"] == raw.document["token_ids"]
+    assert ours.document["calls"] == []
+    thinking = halfbyte("run", stories260k, "Once", "--template", template, "--think", *ask)
+    assert thinking.code == 0 and "no switch for thinking" in thinking.err
+
+
 def test_an_unwritable_target_loses_nothing(
     halfbyte: Halfbyte, stories260k: Path, tmp_path: Path
 ) -> None:

@@ -159,7 +159,7 @@ def test_a_file_that_is_no_conversation_changes_nothing(
     with pytest.raises(InvalidInputError, match="not a conversation"):
         obey(conversation, f"/load {path}")
     with pytest.raises(InvalidInputError):
-        obey(conversation, f"/load {tmp_path / 'none'}")
+        obey(conversation, "/load ~nobody-here/chat.json")
     with pytest.raises(InvalidInputError):
         obey(conversation, f"/save {tmp_path / 'none' / 'x'}")
     with pytest.raises(InvalidInputError, match="needs the name"):
@@ -235,7 +235,8 @@ def test_pictures_are_refused_politely(
     assert not named_pictures(f"What is in {picture}?")
     picture.touch()
     assert named_pictures(f"What is in '{picture}' ?")
-    assert not named_pictures("How do I open a .png in Python?")
+    for text in ("How do I open a .png in Python?", "~nobody-here/a.png", "x" * 5000 + ".png"):
+        assert not named_pictures(text)
     obey(conversation, "/image cat.png")
     assert capsys.readouterr().err == commands.NO_PICTURES + "\n"
 

@@ -173,12 +173,21 @@ def test_the_spelling_of_a_mark_is_text_where_the_mark_is_a_token() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(max_size=40))
-def test_an_answer_without_marks_is_its_decoding(text: str) -> None:
+@given(text=st.text(max_size=40) | st.binary(max_size=40))
+def test_an_answer_without_marks_is_its_decoding(text: str | bytes) -> None:
     for name in ("gemma4", "qwen3", "llama3"):
         tokenizer, chat = _ready(name)
-        ids = tokenizer.encode(text, special=False)
+        is_text = isinstance(text, str)
+        ids = tokenizer.encode(text, special=False) if is_text else list(text)  # any 256 bytes
         assert chat.split(ids, tools=True) == Answer(tokenizer.decode(ids), "")
+
+
+def test_half_a_character_ends_at_a_mark() -> None:
+    tokenizer, chat = _ready("qwen3")
+    half = tokenizer.encode("é", special=False)[:1]
+    mark = tokenizer.encode("<think>", special=True)
+    rest = tokenizer.encode("hm</think>!", special=True)
+    assert chat.split([*half, *mark, *half, *rest]) == Answer("\ufffd!", "\ufffdhm")
 
 
 @settings(max_examples=300, deadline=None)

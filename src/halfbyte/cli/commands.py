@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ KNOBS: dict[str, type[int] | type[float]] = {
     "seed": int,
     "max_tokens": int,
 }
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff", ".heic")
 _KEYS = (
     '  """ text """         a message of several lines; so does \\ at the end of a line\n'
     "  Ctrl-C, Ctrl-D       stop the answer; leave"
@@ -123,7 +124,7 @@ def _load(conversation: Conversation, rest: str) -> None:
 def _path(text: str, command: str) -> Path:
     if not text:
         raise InvalidInputError(f"{command} needs the name of a file")
-    return Path(text).expanduser()
+    return _expanded(text)
 
 
 def _set(conversation: Conversation, rest: str) -> None:
@@ -190,12 +191,22 @@ COMMANDS = {
 ALIASES = {"/?": "/help", "/quit": "/exit", "/bye": "/exit"}
 
 
-def named_pictures(
-    text: str, suffixes: Sequence[str] = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-) -> bool:
+def named_pictures(text: str) -> bool:
     """Whether a message names a picture that is there: then it is meant to be looked at."""
     words = (word.strip("'\"") for word in text.split())
-    return any(
-        word.lower().endswith(tuple(suffixes)) and Path(word).expanduser().is_file()
-        for word in words
-    )
+    return any(word.lower().endswith(_PICTURES) and _is_file(word) for word in words)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return _expanded(text).is_file()
+    except OSError:  # no name of a file at all
+        return False
+
+
+def _expanded(text: str) -> Path:
+    """A path as typed; "~" is the home folder, where there is one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
