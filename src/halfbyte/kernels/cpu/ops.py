@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from halfbyte.errors import UnsupportedError
 from halfbyte.kernels.contract import Experts, Graph, KVLayout, Linear, Rows
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, Activation, AttentionSpec, ModelSpec, RopeSpec, Scheme
+from halfbyte.specs import (
     SCHEMES,
     Activation,
     AttentionSpec,
@@ -55,17 +55,6 @@ def instruction_set() -> str | None:
     if module is None:
         return None
     return next((name for name in INSTRUCTION_SETS if module.supports(name)), None)
-
-
-def lacks(spec: ModelSpec) -> str | None:
-    """What a model needs that the native ops do not have yet; None if it runs."""
-    if spec.per_layer is not None:
-        return "embeddings per layer"
-    if any(layer.experts is not None for layer in spec.layers):
-        return "a mixture of experts"
-    if any(layer.kv_source is not None for layer in spec.layers):
-        return "layers that share keys and values"
-    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
