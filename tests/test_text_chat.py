@@ -144,7 +144,7 @@ HOSTILE = {
     "mutation": "{{ messages.append(1) }}",
     "syntax": "{% if %}",
     "parentheses": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
-    "size": "x" * (2**20 + 1),
+    "size": "x" * (2**16 + 1),
 }
 
 

@@ -246,7 +246,7 @@ BAD: list[tuple[str, Any]] = [
     ("tokenizer.ggml.add_bos_token", 1),
     ("tokenizer.ggml.suppress_tokens", [0, 7]),
     ("tokenizer.chat_template", 5),
-    ("tokenizer.chat_template", "x" * (2**20 + 1)),
+    ("tokenizer.chat_template", "x" * (2**16 + 1)),
     ("general.sampling.temp", float("nan")),
     ("general.sampling.top_k", -4),
     ("general.sampling.top_p", "0.9"),
