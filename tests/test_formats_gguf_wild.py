@@ -157,6 +157,13 @@ def test_heads_without_groups_state_no_key_value_heads(whole: Path, tmp_path: Pa
         read(path)
 
 
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_rope_factor_without_a_type_is_linear(whole: Path, tmp_path: Path, key: str) -> None:
+    path = tmp_path / "x.gguf"
+    rewrite(whole, path, extra={f"llama.{key}": 4})
+    assert {layer.attention.rope.linear_factor for layer in read(path).spec.layers} == {4.0}
+
+
 @pytest.mark.parametrize("alignment", [8, 64, 4096])
 def test_any_alignment(whole: Path, tmp_path: Path, alignment: int) -> None:
     path = tmp_path / "x.gguf"
