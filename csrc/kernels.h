@@ -39,6 +39,15 @@ struct Rounded {
 
 enum class Activation : int { SILU, GELU_TANH };
 
+// A mixture: `gate_up` [experts * 2 * width, cols], each expert's gate rows before its up rows;
+// `down` [experts * hidden, width]; `scale` [experts]. A row goes through `used` of them.
+struct Mixture {
+    const Weight *gate_up, *down;
+    const float* scale;
+    int experts, used, width;
+    float score_scale;
+};
+
 // One layer's keys and values. Keys are transposed by 16 positions: [head][cell / 16][D][16].
 struct KV {
     int heads, dim, stride;
@@ -82,6 +91,8 @@ struct Kernels {
     void (*attend)(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
                    const int* positions, const float* const* q, float* const* out);
     void (*softcap)(float* x, int count, float cap);
+    // y = act(gate) * by
+    void (*gate_by)(const float* gate, const float* by, int width, Activation act, float* y);
 };
 
 const Kernels& kernels_avx512();

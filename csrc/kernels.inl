@@ -447,6 +447,12 @@ void softcap(float* x, int count, float cap) {
     });
 }
 
+void gate_by(const float* gate, const float* by, int width, Activation act, float* y) {
+    over_lanes(width, [&](int i, int lanes) {
+        put(y + i, mul(activate(load_some(gate + i, lanes), act), load_some(by + i, lanes)), lanes);
+    });
+}
+
 // ---- attention -------------------------------------------------------------------------------
 
 inline uint16_t to_bf16(float x) {
@@ -593,7 +599,7 @@ void attend(const KV& kv, const Attention& a, const Span& span, int kv_head, int
     attend_as<uint16_t>(kv, a, span, kv_head, count, positions, q, out);
 }
 
-const hb::Kernels TABLE = {HB_NAME, round_rows, linear, gated,    embed,  rms_norm,
-                           residual, rotate,    store_kv, attend, softcap};
+const hb::Kernels TABLE = {HB_NAME, round_rows, linear,   gated,  embed,   rms_norm,
+                           residual, rotate,    store_kv, attend, softcap, gate_by};
 
 }  // namespace HB_ISA

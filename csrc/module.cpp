@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "program.h"
@@ -122,7 +123,7 @@ public:
     Recorder(Pool& pool, const std::string& isa) : program_(kernels_of(isa), pool) {}
 
     int embed(const PackedWeight& table, float scale) {
-        vocab_ = table.weight().rows;
+        vocab_ = vocab_ == 0 ? table.weight().rows : std::min(vocab_, table.weight().rows);
         return wide(program_.embed(&table.weight(), scale), table.weight().cols);
     }
     int rms_norm(int x, const Vector* weight, float eps) {
@@ -157,6 +158,34 @@ public:
         return wide(program_.rope_and_store(q, k, v, data_of(q_norm, a.dim),
                                             data_of(k_norm, a.dim), a, frequencies, &cells.kv()),
                     width(q));
+    }
+    int rope(int q, const Vector* q_norm, const Attention& a,
+             const std::vector<float>& frequencies) {
+        require(width(q) == a.heads * a.dim && frequencies.size() * 2 == size_t(a.dim),
+                "the queries do not fit the attention");
+        return wide(program_.rope(q, data_of(q_norm, a.dim), a, frequencies), width(q));
+    }
+    int route_experts(int x, int scores, const PackedWeight& gate_up, const PackedWeight& down,
+                      const Vector& scale, int used, float score_scale, int activation) {
+        const Weight &in = gate_up.weight(), &out = down.weight();
+        const int experts = int(scale.size()), inner = out.cols, hidden = width(x);
+        require(0 < used && used <= experts && width(scores) == experts && inner % GROUP == 0 &&
+                    hidden % GROUP == 0 && in.cols == hidden && in.rows == experts * 2 * inner &&
+                    out.rows == experts * hidden,
+                "the experts do not fit");
+        const Mixture mixture{&in, &out, scale.data(), experts, used, inner, score_scale};
+        return wide(program_.route_experts(x, scores, mixture, Activation(activation)), hidden);
+    }
+    int per_layer_inputs(int tokens, int context, const Vector& norm, float eps, float scale) {
+        const int own = int(norm.size());
+        require(width(tokens) == width(context) && width(tokens) % own == 0,
+                "the embeddings per layer do not fit");
+        return wide(program_.per_layer_inputs(tokens, context, norm.data(), own, eps, scale),
+                    width(tokens));
+    }
+    int gate_by(int gate, int inputs, int first, int activation) {
+        require(first >= 0 && first + width(gate) <= width(inputs), "the gate does not fit");
+        return wide(program_.gate_by(gate, inputs, first, Activation(activation)), width(gate));
     }
     int attend(int q, const Attention& a, Cells& cells) {
         require(width(q) == a.heads * a.dim && a.heads % a.kv_heads == 0 &&
@@ -283,7 +312,13 @@ NB_MODULE(_cpu, m) {
              nb::arg("v"), nb::arg("q_norm").none(), nb::arg("k_norm").none(),
              nb::arg("attention"), nb::arg("frequencies"), nb::arg("cells"),
              nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 9>())
+        .def("rope", &Recorder::rope, nb::arg("q"), nb::arg("q_norm").none(), nb::arg("attention"),
+             nb::arg("frequencies"), nb::keep_alive<1, 3>())
         .def("attend", &Recorder::attend, nb::keep_alive<1, 4>())
+        .def("route_experts", &Recorder::route_experts, nb::keep_alive<1, 4>(),
+             nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>())
+        .def("per_layer_inputs", &Recorder::per_layer_inputs, nb::keep_alive<1, 4>())
+        .def("gate_by", &Recorder::gate_by)
         .def("residual", &Recorder::residual, nb::arg("x"), nb::arg("update"),
              nb::arg("norm").none(), nb::arg("eps"), nb::arg("scalar").none(),
              nb::keep_alive<1, 4>(), nb::keep_alive<1, 6>())

@@ -19,6 +19,31 @@ bool takes_integers(Scheme scheme) {
 
 constexpr int PIECES_PER_THREAD = 8;
 
+// The `used` likeliest experts of a row by ascending index, then their weights: the softmax over
+// all, over the sum of theirs, times each one's scale. Of equal scores the lower index.
+void route(const Mixture& m, const float* scores, float* out) {
+    std::vector<int> order(m.experts);
+    for (int e = 0; e < m.experts; ++e) order[e] = e;
+    std::partial_sort(order.begin(), order.begin() + m.used, order.end(), [&](int a, int b) {
+        return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
+    });
+    const float best = scores[order[0]];
+    std::sort(order.begin(), order.begin() + m.used);
+    float total = 0;
+    for (int k = 0; k < m.used; ++k) {
+        out[k] = static_cast<float>(order[k]);
+        out[m.used + k] = std::exp((scores[order[k]] - best) * m.score_scale);
+        total += out[m.used + k];
+    }
+    for (int k = 0; k < m.used; ++k) out[m.used + k] *= m.scale[order[k]] / total;
+}
+
+// Rows [first, first + rows) of a weight; `first` is a whole number of groups.
+Weight part_of(const Weight& w, int first, int rows) {
+    return {w.scheme, rows, w.cols, w.group_bytes,
+            w.data + w.group_bytes * size_t(first / GROUP)};
+}
+
 }  // namespace
 
 // ---- recording -------------------------------------------------------------------------------
@@ -110,6 +135,50 @@ int Program::rope_and_store(int q, int k, int v, const float* q_norm, const floa
     return q;  // rotated where it is
 }
 
+int Program::rope(int q, const float* q_norm, const Attention& attention,
+                  const std::vector<float>& frequencies) {
+    const int table = rope_table(frequencies);
+    Op& o = op(Kind::ROPE, ALL, {q, -1, -1, table}, -1);
+    o.a = q_norm;
+    o.attention = attention;
+    return q;
+}
+
+// Three ops: the experts of every row and their weights; their inner activations, [row, used]; the
+// sum over a row's experts.
+int Program::route_experts(int x, int scores, const Mixture& mixture, Activation activation) {
+    const int chosen = buffer(2 * mixture.used, ALL, false, true);
+    op(Kind::ROUTE, ALL, {scores}, chosen).mixture = mixture;
+    const int ints = rounded(x, mixture.gate_up);
+    const int inner = buffer(mixture.used * mixture.width, ALL, false, false);
+    Op& in = op(Kind::EXPERTS_IN, ALL, {x, ints, chosen}, inner);
+    in.mixture = mixture;
+    in.activation = activation;
+    const int inner_ints = rounded(inner, mixture.down);
+    const int out = buffer(mixture.down->rows / mixture.experts, ALL, false, false);
+    op(Kind::EXPERTS_OUT, ALL, {inner, inner_ints, chosen}, out).mixture = mixture;
+    return out;
+}
+
+int Program::per_layer_inputs(int tokens, int context, const float* norm, int width, float eps,
+                              float scale) {
+    const int out = buffer(buffers_[tokens].width, ALL, false, true);
+    Op& o = op(Kind::PER_LAYER_INPUTS, ALL, {tokens, context}, out);
+    o.a = norm;
+    o.width = width;
+    o.eps = eps;
+    o.scale = scale;
+    return out;
+}
+
+int Program::gate_by(int gate, int inputs, int first, Activation activation) {
+    const int out = buffer(buffers_[gate].width, ALL, false, true);
+    Op& o = op(Kind::GATE_BY, ALL, {gate, inputs}, out);
+    o.first = first;
+    o.activation = activation;
+    return out;
+}
+
 int Program::attend(int q, const Attention& attention, const KV* kv) {
     const int out = buffer(attention.heads * attention.dim, ALL, false, false);
     Op& o = op(Kind::ATTEND, ALL, {q}, out);
@@ -143,7 +212,8 @@ void Program::finish(int logits, float softcap) {
 
 bool Program::is_split(Kind kind) {
     return kind == Kind::LINEAR || kind == Kind::GATED || kind == Kind::ROPE ||
-           kind == Kind::ATTEND || kind == Kind::SOFTCAP;
+           kind == Kind::ATTEND || kind == Kind::SOFTCAP || kind == Kind::EXPERTS_IN ||
+           kind == Kind::EXPERTS_OUT;
 }
 
 // A place is free again once every thread has left the last op that reads it: after the barrier of
@@ -281,6 +351,18 @@ void Program::row_op(const Op& o, const Step& step, int thread, int row, int row
             case Kind::RESIDUAL:
                 kernels_.residual(at(o.in[0], r), at(o.in[1], r), o.a, o.eps, o.b, width, y);
                 break;
+            case Kind::ROUTE: route(o.mixture, at(o.in[0], r), y); break;
+            case Kind::PER_LAYER_INPUTS: {
+                const float *tokens = at(o.in[0], r), *context = at(o.in[1], r);
+                for (int i = 0; i < width; ++i) y[i] = context[i] * o.scale;
+                for (int i = 0; i < width; i += o.width)
+                    kernels_.rms_norm(y + i, o.a, o.width, o.eps, y + i);
+                for (int i = 0; i < width; ++i) y[i] = (tokens[i] + y[i]) * float(M_SQRT1_2);
+                break;
+            }
+            case Kind::GATE_BY:
+                kernels_.gate_by(at(o.in[0], r), at(o.in[1], r) + o.first, width, o.activation, y);
+                break;
             case Kind::SELECT:
                 std::memcpy(y, at(o.in[0], step.wanted[r]), size_t(width) * 4);
                 break;
@@ -305,6 +387,8 @@ bool Program::take(size_t index, int total, int piece, int& first, int& last) {
 void Program::split_op(const Op& o, size_t index, const Step& step, int thread) {
     switch (o.kind) {
         case Kind::ROPE: return rope(o, index, step, thread);
+        case Kind::EXPERTS_IN: return experts_in(o, index, step, thread);
+        case Kind::EXPERTS_OUT: return experts_out(o, index, step, thread);
         case Kind::ATTEND: return attention(o, index, step, thread);
         case Kind::SOFTCAP: {
             float* x = floats(o.in[0], step, thread);
@@ -356,10 +440,11 @@ void Program::products(const Op& o, size_t index, const Step& step, int thread) 
 
 void Program::rope(const Op& o, size_t index, const Step& step, int thread) {
     const Attention& a = o.attention;
-    const int dim = a.dim, half = dim / 2, units = a.heads + a.kv_heads;
+    const bool stores = o.kv != nullptr;
+    const int dim = a.dim, half = dim / 2, units = a.heads + (stores ? a.kv_heads : 0);
     float* q = floats(o.in[0], step, thread);
-    const float* k = floats(o.in[1], step, thread);
-    const float* v = floats(o.in[2], step, thread);
+    const float* k = stores ? floats(o.in[1], step, thread) : nullptr;
+    const float* v = stores ? floats(o.in[2], step, thread) : nullptr;
     const float* table = floats(o.in[3], step, thread);
     std::vector<float> key(dim), value(dim);
     int first, last;
@@ -387,6 +472,65 @@ void Program::rope(const Op& o, size_t index, const Step& step, int thread) {
                                     : size_t(span.pages[p / stride]) * stride + p % stride;
             kernels_.store(*o.kv, cell, g, key.data(), value.data());
         }
+    }
+}
+
+// A unit is 16 inner numbers of one expert, for all rows that go through it.
+void Program::experts_in(const Op& o, size_t index, const Step& step, int thread) {
+    const Mixture& m = o.mixture;
+    const int rows = step.rows(ALL), groups = m.width / GROUP;
+    const float* x = floats(o.in[0], step, thread);
+    Rounded q{};
+    if (o.in[1] >= 0) q = ints(o.in[1], step, thread);
+    const float* chosen = floats(o.in[2], step, thread);
+    float* inner = floats(o.out, step, thread);
+    std::vector<std::vector<std::pair<int, int>>> takers(m.experts);  // of each: (row, place)
+    std::vector<int> busy;
+    for (int r = 0; r < rows; ++r)
+        for (int k = 0; k < m.used; ++k) {
+            const int e = static_cast<int>(chosen[size_t(r) * 2 * m.used + k]);
+            if (takers[e].empty()) busy.push_back(e);
+            takers[e].push_back({r, k});
+        }
+    int first, last;
+    const int total = static_cast<int>(busy.size()) * groups;
+    while (take(index, total, std::max(1, groups / 4), first, last)) {
+        for (int unit = first; unit < last; ++unit) {
+            const int e = busy[unit / groups], g = unit % groups;
+            const Weight gate = part_of(*m.gate_up, 2 * e * m.width, m.width);
+            const Weight up = part_of(*m.gate_up, (2 * e + 1) * m.width, m.width);
+            for (const auto& [r, k] : takers[e])
+                kernels_.gated(gate, up, g, g + 1, x, o.in[1] >= 0 ? &q : nullptr, r, 1, nullptr,
+                               nullptr, o.activation,
+                               inner + (ptrdiff_t(r) * m.used + k - r) * m.width, m.width);
+        }
+    }
+}
+
+// A unit is 16 outputs of all rows. The activations are [row * used, width].
+void Program::experts_out(const Op& o, size_t index, const Step& step, int thread) {
+    const Mixture& m = o.mixture;
+    const int rows = step.rows(ALL), hidden = buffers_[o.out].width;
+    const float* inner = floats(o.in[0], step, thread);
+    Rounded q{};
+    if (o.in[1] >= 0) q = ints(o.in[1], step, thread);
+    const float* chosen = floats(o.in[2], step, thread);
+    float* out = floats(o.out, step, thread);
+    int first, last;
+    while (take(index, hidden / GROUP, 1, first, last)) {
+        for (int g = first; g < last; ++g)
+            for (int r = 0; r < rows; ++r) {
+                const float* mine = chosen + size_t(r) * 2 * m.used;
+                float sum[GROUP] = {}, term[GROUP];
+                for (int k = 0; k < m.used; ++k) {
+                    const int e = static_cast<int>(mine[k]);
+                    const Weight down = part_of(*m.down, e * hidden, hidden);
+                    kernels_.linear(down, g, g + 1, inner, o.in[1] >= 0 ? &q : nullptr,
+                                    r * m.used + k, 1, nullptr, term - g * GROUP, 0);
+                    for (int i = 0; i < GROUP; ++i) sum[i] += mine[m.used + k] * term[i];
+                }
+                std::memcpy(out + size_t(r) * hidden + g * GROUP, sum, sizeof sum);
+            }
     }
 }
 

@@ -43,7 +43,13 @@ public:
     int rope_and_store(int q, int k, int v, const float* q_norm, const float* k_norm,
                        const Attention& attention, const std::vector<float>& frequencies,
                        const KV* kv);
+    int rope(int q, const float* q_norm, const Attention& attention,
+             const std::vector<float>& frequencies);
     int attend(int q, const Attention& attention, const KV* kv);
+    int route_experts(int x, int scores, const Mixture& mixture, Activation activation);
+    int per_layer_inputs(int tokens, int context, const float* norm, int width, float eps,
+                         float scale);
+    int gate_by(int gate, int inputs, int first, Activation activation);
     int residual(int x, int update, const float* norm, float eps, const float* scalar);
     int select(int x);
     void finish(int logits, float softcap);
@@ -55,7 +61,8 @@ public:
 
 private:
     enum class Kind {
-        EMBED, NORM, ROUND, LINEAR, GATED, ROPE_TABLE, ROPE, ATTEND, RESIDUAL, SELECT, SOFTCAP
+        EMBED, NORM, ROUND, LINEAR, GATED, ROPE_TABLE, ROPE, ATTEND, RESIDUAL, SELECT, SOFTCAP,
+        ROUTE, EXPERTS_IN, EXPERTS_OUT, PER_LAYER_INPUTS, GATE_BY
     };
     struct Buffer {
         int width;
@@ -78,6 +85,8 @@ private:
         float eps = 0, scale = 0;
         Activation activation{};
         Attention attention{};
+        Mixture mixture{};
+        int first = 0, width = 0;
         const KV* kv = nullptr;
         std::vector<float> frequencies;
     };
@@ -102,6 +111,8 @@ private:
     void products(const Op& op, size_t index, const Step& step, int thread);
     void rope(const Op& op, size_t index, const Step& step, int thread);
     void attention(const Op& op, size_t index, const Step& step, int thread);
+    void experts_in(const Op& op, size_t index, const Step& step, int thread);
+    void experts_out(const Op& op, size_t index, const Step& step, int thread);
     bool replicated(Domain domain, const Step& step) const {
         return step.rows(domain) <= OWN_ROWS;
     }

@@ -37,7 +37,7 @@ from halfbyte.specs import (
 NATIVE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
 INSTRUCTION_SETS = ("avx512-vnni", "avx2")
-KEY_TILE = 64
+GROUP = 16
 Buffer = int
 
 
@@ -86,14 +86,9 @@ class CPUOps:
     @staticmethod
     def lacks(spec: ModelSpec) -> str | None:
         """What a model needs that is not here; None if it can run."""
-        needs = {
-            "experts": any(layer.experts for layer in spec.layers),
-            "keys and values shared by layers": any(
-                layer.kv_source is not None for layer in spec.layers
-            ),
-            "embeddings per layer": spec.per_layer is not None,
-        }
-        return next((what for what, needed in needs.items() if needed), None)
+        widths = {layer.experts.width for layer in spec.layers if layer.experts is not None}
+        uneven = [size for size in (*widths, *([spec.hidden] if widths else [])) if size % GROUP]
+        return f"experts of {uneven[0]} rows, no multiple of {GROUP}" if uneven else None
 
     def pack(self, q: QTensor) -> Packed:
         if len(q.shape) == 1:
@@ -161,7 +156,12 @@ class CPUOps:
         eps: float,
         rows: Rows,
     ) -> Buffer:
-        raise _lacking("keys and values shared by layers")
+        return self._program.rope(
+            q,
+            _native_of(q_norm),
+            self._attention(attention, eps),
+            frequencies(attention.rope, attention.head_dim).tolist(),
+        )
 
     def attend(self, q: Buffer, *, attention: AttentionSpec, rows: Rows, kv: Any) -> Buffer:
         return self._program.attend(q, self._attention(attention, 0.0), kv)
@@ -199,12 +199,21 @@ class CPUOps:
         spec: ExpertSpec,
         activation: Activation,
     ) -> Buffer:
-        raise _lacking("experts")
+        return self._program.route_experts(
+            x,
+            scores,
+            experts.gate_up.native,
+            experts.down.native,
+            experts.scale.native,
+            spec.used,
+            spec.score_scale,
+            ACTIVATIONS.index(activation),
+        )
 
     def per_layer_inputs(
         self, tokens: Buffer, context: Buffer, *, norm: Packed, eps: float, scale: float
     ) -> Buffer:
-        raise _lacking("embeddings per layer")
+        return self._program.per_layer_inputs(tokens, context, norm.native, eps, scale)
 
     def per_layer_update(
         self,
@@ -216,7 +225,11 @@ class CPUOps:
         out: Linear,
         activation: Activation,
     ) -> Buffer:
-        raise _lacking("embeddings per layer")
+        width = gate.weight.shape[0]
+        gated = self._program.gate_by(
+            self.linear(x, gate), inputs, layer * width, ACTIVATIONS.index(activation)
+        )
+        return self.linear(gated, out)
 
     def select(self, x: Buffer, index: Sequence[int]) -> Buffer:
         return self._program.select(x)
@@ -274,7 +287,3 @@ def frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
 
 def _native_of(packed: Packed | None) -> Any:
     return None if packed is None else packed.native
-
-
-def _lacking(what: str) -> UnsupportedError:
-    return UnsupportedError(f"{what} in the native op set", hint="the reference runs it")
