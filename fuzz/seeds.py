@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from targets.answer_stream import LETTERS, MARKS
+from targets.answer_stream import LETTERS, MARKS, models
 
 from halfbyte.families import spec_of
 from halfbyte.formats import gguf_writer, safetensors
@@ -22,7 +22,6 @@ from halfbyte.formats.checkpoint import write_gguf
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme
 from halfbyte.text.assets import TextAssets, assets_from_metadata
-from halfbyte.text.tools import DIALECTS
 
 CORPUS = Path(__file__).parent / "corpus"
 CONFIG = {
@@ -177,15 +176,18 @@ def tool_calls(folder: Path) -> None:
 
 
 def answer_stream(folder: Path) -> None:
-    """What is said, a thought, and a call between the marks of each dialect."""
+    """What is said, a thought, and a call between the marks of each model."""
     codes = {mark: bytes([len(LETTERS) + index]) for index, mark in enumerate(MARKS)}
-    for dialect in DIALECTS:
-        call = CALLS[dialect.name if dialect.name in CALLS else "hermes"]
-        text = f"Hm. <think>\nWell</think> {dialect.opens}{call}{dialect.closes or ''}\n"
-        data = text.encode()
-        for mark, code in codes.items():
+    for index, (tokenizer, grammar) in enumerate(models()):
+        thoughts, dialect = grammar.thoughts, grammar.dialect
+        if thoughts is None or dialect is None:
+            continue
+        call = dialect.opens + CALLS.get(dialect.name, CALLS["hermes"]) + (dialect.closes or "")
+        data = f"Hm. {thoughts.opens}\nWell{thoughts.closes} {call}\n".encode()
+        for mark, code in codes.items() if tokenizer.token_id(MARKS[0]) else ():
             data = data.replace(mark.encode(), code)
-        (folder / dialect.name).write_bytes(data)
+        first = index + len(models()) * (128 // len(models()) + 1)
+        (folder / f"{dialect.name}-{index}").write_bytes(bytes([first]) + data)
 
 
 def stream_decoder(folder: Path) -> None:

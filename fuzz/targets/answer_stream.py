@@ -1,4 +1,7 @@
-"""Answers in every dialect, a token a byte: letters below 128, the models' marks above."""
+"""Answers in every dialect. The first byte picks the model, and then each byte is a token.
+
+Letters are below 128, the models' marks above.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ LETTERS = [chr(0x100 + code) if code < 33 else chr(code) for code in range(127)]
 
 
 @cache
-def _models() -> list[tuple[Tokenizer, Grammar]]:
+def models() -> list[tuple[Tokenizer, Grammar]]:
     """Every dialect, in a vocabulary that has all the marks and in one that has none."""
     spelled = [dialect.opens + thoughts.closes for dialect in DIALECTS for thoughts in THOUGHTS]
     tokenizers = [_tokenizer(MARKS), _tokenizer([])]
@@ -43,11 +46,11 @@ def _tokenizer(marks: list[str]) -> Tokenizer:
 
 
 def one_input(data: bytes) -> None:
-    for tokenizer, grammar in _models():
-        ids = [value % tokenizer.vocab_size for value in data]
-        for tools in (True, False):
-            stream = AnswerStream(tokenizer, grammar, ids[:3], tools=tools)
-            pieces = [piece for token_id in ids for piece in stream.push(token_id)]
-            answer = collected([*pieces, *stream.finish()])
-            json.dumps(answer.message(), ensure_ascii=False, allow_nan=False).encode()
-            assert all(piece.text or piece.call for piece in pieces)
+    first = data[0] if data else 0
+    tokenizer, grammar = models()[first % len(models())]
+    ids = [value % tokenizer.vocab_size for value in data[1:]]
+    stream = AnswerStream(tokenizer, grammar, ids[:3], tools=first >= 128)
+    pieces = [piece for token_id in ids for piece in stream.push(token_id)]
+    answer = collected([*pieces, *stream.finish()])
+    json.dumps(answer.message(), ensure_ascii=False, allow_nan=False).encode()
+    assert all(piece.text or piece.call for piece in pieces)
