@@ -161,6 +161,17 @@ class MemorySource:
             yield tensor.name, self.tensor(tensor.name)
 
 
+def meta_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of everything that the Transformers model of a config.json stores."""
+    settings = dict(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(settings.pop("model_type"), **settings)
+        )
+    scalars = {n: tuple(b.shape) for n, b in model.named_buffers() if n.endswith("layer_scalar")}
+    return {**{n: tuple(p.shape) for n, p in model.named_parameters()}, **scalars}
+
+
 def oracle(config: Mapping[str, Any], seed: int = 0) -> PreTrainedModel:
     """The Transformers model of a config.json, random weights in f32, eager attention.
 

@@ -5,108 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from oracle import CONFIGS
-from transformers import AutoConfig, AutoModelForCausalLM
+from oracle import CONFIGS, meta_tensors
+from published import PUBLISHED, text_of
+from transformers import AutoConfig
 
 from halfbyte.errors import HalfbyteError, IntegrityError, UnsupportedError
 from halfbyte.families import family_of, spec_of
 
-LLAMA_32_1B = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "tie_word_embeddings": True,
-}
-GEMMA4_12B_TEXT = {
-    "model_type": "gemma4_unified_text",
-    "hidden_size": 3840,
-    "intermediate_size": 15360,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 256,
-    "global_head_dim": 512,
-    "num_global_key_value_heads": 1,
-    "attention_k_eq_v": True,
-    "sliding_window": 1024,
-    "vocab_size": 262144,
-    "max_position_embeddings": 262144,
-    "final_logit_softcapping": 30.0,
-}
-GEMMA4_31B_TEXT = {
-    **GEMMA4_12B_TEXT,
-    "model_type": "gemma4_text",
-    "hidden_size_per_layer_input": 0,
-    "hidden_size": 5376,
-    "intermediate_size": 21504,
-    "num_hidden_layers": 60,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 16,
-    "num_global_key_value_heads": 4,
-}
-MISTRAL_7B = {
-    "model_type": "mistral",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 32000,
-    "max_position_embeddings": 32768,
-    "sliding_window": 4096,
-    "rope_theta": 10000.0,
-}
-QWEN2_05B = {
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-    "use_sliding_window": False,
-}
-PUBLISHED = {
-    "llama-3.2-1b": (LLAMA_32_1B, 1.236),
-    "gemma4-12b": (GEMMA4_12B_TEXT, 11.907),
-    "gemma4-31b": (GEMMA4_31B_TEXT, 30.697),
-    "mistral-7b": (MISTRAL_7B, 7.242),
-    "qwen2-0.5b": (QWEN2_05B, 0.494),
-}
-
-
-def meta_tensors(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    settings = dict(config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(settings.pop("model_type"), **settings)
-        )
-    scalars = {n: tuple(b.shape) for n, b in model.named_buffers() if n.endswith("layer_scalar")}
-    return {**{n: tuple(p.shape) for n, p in model.named_parameters()}, **scalars}
-
 
 @pytest.mark.parametrize(
     "config",
-    [*CONFIGS.values(), *(config for config, _ in PUBLISHED.values())],
+    [*CONFIGS.values(), *(text_of(config) for config, _ in PUBLISHED.values())],
     ids=[*CONFIGS, *PUBLISHED],
 )
 def test_tensors_equal_transformers(config: dict[str, Any]) -> None:

@@ -131,12 +131,11 @@ def _layer_types(fields: Fields) -> list[str]:
 
 def _layer_overrides(fields: Fields, types: list[str]) -> list[Fields]:
     """What differs from the common numbers, per layer, from either dialect."""
-    stored = fields.table("per_layer_config").values
-    if stored:
-        return [
-            Fields(stored.get(str(i), stored.get(i, {})) or {})  # pyright: ignore
-            for i in range(len(types))
-        ]
+    stored = fields.table("per_layer_config")
+    if stored.values:
+        # Transformers pads the numbers with zeros: "05".
+        keys = {str(key).lstrip("0") or "0": key for key in stored.values}
+        return [stored.table(keys.get(str(index), "")) for index in range(len(types))]
     full: dict[str, Any] = {"head_dim": fields.integer("global_head_dim", 512)}
     if fields.flag("attention_k_eq_v") and fields.get("num_global_key_value_heads") is not None:
         full["num_key_value_heads"] = fields.integer("num_global_key_value_heads")
