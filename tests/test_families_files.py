@@ -12,9 +12,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from oracle import CONFIGS, oracle, oracle_logits, relative_error
 from safetensors.torch import load_file, save_file
 
+from halfbyte.cli.inspect import command as inspect_command
 from halfbyte.errors import UnsupportedError
 from halfbyte.formats import gguf_writer
 from halfbyte.formats.checkpoint import Checkpoint, read, write_gguf
@@ -176,3 +178,12 @@ def test_an_embedding_with_more_rows_than_tokens(stories260k: Path, tmp_path: Pa
     found = read(tmp_path / "model.gguf")
     assert found.spec == source.spec
     assert found.assets is not None and len(found.assets.vocabulary.tokens) == 262208
+
+
+def test_inspect_names_what_is_unusual(tmp_path: Path) -> None:
+    saved(CONFIGS["gemma4-everything"], tmp_path)
+    page = CliRunner().invoke(inspect_command, [str(tmp_path)], catch_exceptions=False).output
+    assert "6 x 3 of 8 experts 32" in page
+    assert "3 x keys and values of an earlier layer" in page
+    assert "6 x embedding of its own 16" in page
+    assert "3 x MLP 96" in page and "3 x MLP 192" in page

@@ -63,6 +63,14 @@ def _describe_model(source: Checkpoint) -> None:
         click.echo(f"    {count} x {_attention(attention)}")
     for width, count in Counter(layer.mlp.width for layer in spec.layers).items():
         click.echo(f"    {count} x MLP {width} ({spec.layers[0].mlp.activation})")
+    for experts, count in Counter(layer.experts for layer in spec.layers).items():
+        if experts is not None:
+            click.echo(f"    {count} x {experts.used} of {experts.count} experts {experts.width}")
+    shared = sum(layer.kv_source is not None for layer in spec.layers)
+    if shared:
+        click.echo(f"    {shared} x keys and values of an earlier layer")
+    if spec.per_layer is not None:
+        click.echo(f"    {len(spec.layers)} x embedding of its own {spec.per_layer.width}")
     extras = [f"embedding x {spec.embed_scale:g}"] if spec.embed_scale != 1 else []
     extras += [f"logits soft-capped at {spec.logit_softcap:g}"] if spec.logit_softcap else []
     extras += ["head tied to the embedding" if spec.tied_head else "head of its own"]
