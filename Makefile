@@ -3,6 +3,7 @@
 #   make demo    install, then text from the bundled demo model with its statistics
 #   make test    install with the dev extra, then the default test suite
 #   make check   lint, types and tests (what .ci/run does)
+#   make fuzz    each fuzz target for FUZZ_SECONDS (60)
 #
 # PYTHON=...       an interpreter of your choice (3.11 to 3.13, with the venv module)
 # TORCH_INDEX=...  PyTorch's CPU wheel index, used for that one package where there is no NVIDIA
@@ -30,7 +31,7 @@ CONSTRAINTS := $(if $(DRIVER),,--constraint constraints-cpu.txt)
 
 NATIVE := CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help demo test lint types check clean
+.PHONY: help demo test lint types check fuzz clean
 
 help:
 	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
@@ -52,6 +53,13 @@ types: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint types test
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.installed-dev
+	@$(INSTALL) $(CONSTRAINTS) --editable ".[dev,fuzz]"
+	@for target in fuzz/targets/[!_]*.py; do \
+		$(BIN)/python fuzz/run.py "$$(basename "$$target" .py)" \
+			-max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

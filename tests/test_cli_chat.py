@@ -303,6 +303,8 @@ class Person:
         os.close(theirs)
 
     def type(self, text: str) -> None:
+        """Types, a moment after what was seen: a key between a prompt and its reading is lost."""
+        time.sleep(0.3)
         os.write(self._screen, text.encode())
 
     def sees(self, pattern: str) -> str:
