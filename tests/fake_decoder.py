@@ -37,6 +37,7 @@ class FakeDecoder:
 
     def __init__(self, *, context: int = 4096, interrupt_at: int | None = None) -> None:
         self.spec = SimpleNamespace(vocab=VOCAB, context=context)
+        self.adapters = ()
         self.interrupt_at = interrupt_at
         self.forwards: list[list[int]] = []
 

@@ -55,6 +55,7 @@ class Engine:
             kind=kv,
         )
         self._vocab = decoder.spec.vocab
+        self._adapters = decoder.adapters
         self._scheduler = Scheduler(shape, context=context, prefill_chunk=prefill_chunk)
         self._runner: Runner | None = Runner(decoder, decoder.new_cache(shape))
         self._live: dict[int, Sequence] = {}
@@ -73,8 +74,8 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queue a request; its events come from `step` under the number returned.
 
-        Raises `InvalidInputError` for ids outside the vocabulary or a prompt beyond the context,
-        `DoesNotFitError` for one that the whole cache could not hold.
+        Raises `InvalidInputError` for ids outside the vocabulary, a prompt beyond the context or an
+        adapter that is not loaded, `DoesNotFitError` for one that the whole cache could not hold.
         """
         return self._add(request, self._outbox).number
 
@@ -135,6 +136,11 @@ class Engine:
     def _add(self, request: Request, outbox: list[Event]) -> Sequence:
         _known_ids("prompt", request.prompt_ids, self._vocab)
         _known_ids("list of suppressed ids", request.sampling.suppress, self._vocab)
+        if request.adapter is not None and request.adapter not in self._adapters:
+            loaded = ", ".join(self._adapters) or "none"
+            raise InvalidInputError(
+                f"there is no adapter '{request.adapter}'", hint=f"loaded: {loaded}"
+            )
         sequence = self._scheduler.add(request, outbox)
         self._live[sequence.number] = sequence
         return sequence

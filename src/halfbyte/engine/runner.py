@@ -44,6 +44,7 @@ def _chunk(item: Work) -> Chunk:
         slot=sequence.slot,
         token_ids=tuple(sequence.ids[start : start + item.count]),
         wanted="last" if item.count == sequence.pending else "none",
+        adapter=sequence.request.adapter,
     )
 
 

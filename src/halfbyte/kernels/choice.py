@@ -15,15 +15,20 @@ SMALL = 50_000_000
 
 
 def choose(
-    spec: ModelSpec, device: str = "auto", dtype: DType = "auto", *, threads: int | None = None
+    spec: ModelSpec,
+    device: str = "auto",
+    dtype: DType = "auto",
+    *,
+    threads: int | None = None,
+    adapters: bool = False,
 ) -> OpSet:
     """The op set that runs a model on a device ("auto", "cpu", "cuda", "cuda:1").
 
     "auto" is cuda where there is a usable one. dtype "auto" rounds the inputs of block-quantized
     linears to int8 on a CPU and runs bf16 operands on a GPU; "f32" rounds nothing. On a CPU "auto"
     means the native op set; the reference runs where that is not built or not for this processor or
-    model, and for "f32" and "bf16". `threads` is the number of compute threads; by default
-    HALFBYTE_THREADS, else the processors this process may use.
+    model, with `adapters`, and for "f32" and "bf16". `threads` is the number of compute threads; by
+    default HALFBYTE_THREADS, else the processors this process may use.
     """
     if device == "auto":
         device = "cuda" if _has_cuda() else "cpu"
@@ -33,7 +38,7 @@ def choose(
     if kind == "cuda" and not _has_cuda():
         raise UnsupportedError("there is no usable CUDA device", hint="use --device cpu")
     threads = threads or env.thread_count()
-    native = instruction_set() is not None and CPUOps.lacks(spec) is None
+    native = instruction_set() is not None and CPUOps.lacks(spec) is None and not adapters
     if kind == "cpu" and dtype == "auto" and native:
         return CPUOps(threads=threads or env.processor_count())
     return _reference(spec, device, dtype, threads)

@@ -33,12 +33,14 @@ class Span:
     In a layer that sees everything, position `p` is kept in cell
     `pages[p // page_len] * page_len + p % page_len`; in a sliding layer in cell
     `ring * ring_len + p % ring_len`. The keys before `start` are there, as far as a ring reaches.
+    `adapter` is an index into the updates of every linear, None for the weights alone.
     """
 
     start: int
     count: int
     pages: Sequence[int]
     ring: int
+    adapter: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +67,28 @@ class KVLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """What an adapter adds to a weight, `scale * b @ a`; a [rank, inputs] and b [outputs, rank].
+
+    Its product is computed in f32 from unrounded activations, whatever the op set rounds elsewhere.
+    """
+
+    a: Array
+    b: Array
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """A packed weight [outputs, inputs] and an optional packed bias [outputs]."""
+    """A packed weight [outputs, inputs] and an optional packed bias [outputs].
+
+    `updates[i]` is what adapter `i` adds for the rows of its spans, None where it adds nothing; it
+    is empty where no adapter does. Which rows are whose is known inside a step only.
+    """
 
     weight: Array
     bias: Array | None = None
+    updates: Sequence[LowRank | None] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +151,7 @@ class OpSet(Protocol):
         ...
 
     def linear(self, x: Array, linear: Linear) -> Array:
-        """[R, outputs]: `x @ weight.T + bias`."""
+        """[R, outputs]: `x @ weight.T + bias`, and for the rows of an adapter its update."""
         ...
 
     def rope_and_store(

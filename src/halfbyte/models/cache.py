@@ -32,9 +32,11 @@ class Slot:
     length: int = 0
     written: int = 0
 
-    def advance(self, count: int) -> Span:
+    def advance(self, count: int, adapter: int | None = None) -> Span:
         """Takes the next `count` positions; returns them as a span."""
-        span = Span(start=self.length, count=count, pages=self.pages, ring=self.ring)
+        span = Span(
+            start=self.length, count=count, pages=self.pages, ring=self.ring, adapter=adapter
+        )
         self.length += count
         self.written = max(self.written, self.length)
         return span

@@ -22,11 +22,15 @@ Wanted = Literal["all", "last", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """New tokens of one sequence, and which of their rows are wanted."""
+    """New tokens of one sequence, and which of their rows are wanted.
+
+    A sequence keeps to one `adapter` (a name, None for the model as it is): its keys are of it.
+    """
 
     slot: Slot
     token_ids: Sequence[int]
     wanted: Wanted = "last"
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +97,26 @@ class Weights:
 
 
 class Decoder:
-    """A model that runs: its spec, its weights, and the op set they are packed for."""
+    """A model that runs: its spec, its weights, and the op set they are packed for.
 
-    def __init__(self, spec: ModelSpec, weights: Weights, ops: OpSet) -> None:
+    `adapters` are the names of the updates of its linears, in their order; they take
+    `adapter_bytes` of what the op set has packed.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        ops: OpSet,
+        *,
+        adapters: Sequence[str] = (),
+        adapter_bytes: int = 0,
+    ) -> None:
         self.spec = spec
         self.weights = weights
         self.ops = ops
+        self.adapters = tuple(adapters)
+        self.adapter_bytes = adapter_bytes
 
     def new_cache(self, shape: CacheShape) -> Cache:
         return Cache(self.spec, self.ops, shape, self._graph)
@@ -134,7 +152,13 @@ class Decoder:
             self._check_ids(chunk.token_ids)
             cache.check(chunk.slot, len(chunk.token_ids))
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
-        spans = [chunk.slot.advance(len(chunk.token_ids)) for chunk in chunks]
+        spans = [
+            chunk.slot.advance(
+                len(chunk.token_ids),
+                None if chunk.adapter is None else self.adapters.index(chunk.adapter),
+            )
+            for chunk in chunks
+        ]
         return Rows(token_ids=token_ids, spans=spans)
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:

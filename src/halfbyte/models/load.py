@@ -6,11 +6,13 @@ every value exactly; where there is none, loading fails before anything runs, an
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.lora import Adapter
 from halfbyte.formats.progress import Progress
-from halfbyte.kernels.contract import Array, Experts, Linear, OpSet
+from halfbyte.kernels.contract import Array, Experts, Linear, LowRank, OpSet
 from halfbyte.models.decoder import (
     Decoder,
     GateWeights,
@@ -22,9 +24,18 @@ from halfbyte.models.decoder import (
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, LayerSpec, ModelSpec, lossless_target
 
+Updates = Mapping[str, tuple[LowRank | None, ...]]
+"""Name of a weight -> what each adapter adds to it; weights that none changes are left out."""
 
-def load(source: Source, ops: OpSet, *, progress: Progress | None = None) -> Decoder:
-    """The decoder of a source, its tensors packed for this op set.
+
+def load(
+    source: Source,
+    ops: OpSet,
+    *,
+    adapters: Mapping[str, Adapter] | None = None,
+    progress: Progress | None = None,
+) -> Decoder:
+    """The decoder of a source, its tensors packed for this op set, with adapters by name.
 
     Peak memory: what the op set keeps, and the largest tensor.
     """
@@ -36,7 +47,30 @@ def load(source: Source, ops: OpSet, *, progress: Progress | None = None) -> Dec
         done += q.nbytes
         if progress is not None:
             progress(done, total)
-    return Decoder(source.spec, _weights(source.spec, packed), ops)
+    body_bytes = ops.packed_bytes
+    found = adapters or {}
+    weights = _weights(source.spec, packed, _packed_updates([*found.values()], ops))
+    return Decoder(
+        source.spec,
+        weights,
+        ops,
+        adapters=tuple(found),
+        adapter_bytes=ops.packed_bytes - body_bytes,
+    )
+
+
+def _packed_updates(adapters: Sequence[Adapter], ops: OpSet) -> Updates:
+    columns = [_packed_adapter(adapter, ops) for adapter in adapters]
+    changed = {weight for column in columns for weight in column}
+    return {weight: tuple(column.get(weight) for column in columns) for weight in changed}
+
+
+def _packed_adapter(adapter: Adapter, ops: OpSet) -> dict[str, LowRank]:
+    packed: dict[str, LowRank] = {}
+    for module, update in adapter.updates.items():
+        a, b = (ops.pack(_runnable(q, ops)) for q in adapter.tensors(module))
+        packed[update.weight] = LowRank(a=a, b=b, scale=update.scale)
+    return packed
 
 
 def _runnable(q: QTensor, ops: OpSet) -> QTensor:
@@ -50,13 +84,13 @@ def _runnable(q: QTensor, ops: OpSet) -> QTensor:
     return convert(q, target)
 
 
-def _weights(spec: ModelSpec, packed: dict[str, Array]) -> Weights:
+def _weights(spec: ModelSpec, packed: dict[str, Array], updates: Updates) -> Weights:
     embed = packed["embed.weight"]
     return Weights(
         embed=embed,
-        per_layer=_per_layer(packed) if spec.per_layer else None,
+        per_layer=_per_layer(_Packed(packed, updates, "per_layer.")) if spec.per_layer else None,
         layers=[
-            _layer(_Packed(packed, f"layers.{index}."), layer)
+            _layer(_Packed(packed, updates, f"layers.{index}."), layer)
             for index, layer in enumerate(spec.layers)
         ],
         norm=packed["norm.weight"],
@@ -66,9 +100,10 @@ def _weights(spec: ModelSpec, packed: dict[str, Array]) -> Weights:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """Packed tensors under a beginning of their names."""
+    """Packed tensors under a beginning of their names, and the updates of linears."""
 
     tensors: dict[str, Array]
+    updates: Updates
     at: str
 
     def __getitem__(self, name: str) -> Array:
@@ -78,17 +113,21 @@ class _Packed:
         return self.tensors.get(self.at + name)
 
     def linear(self, name: str) -> Linear:
-        return Linear(weight=self[f"{name}.weight"], bias=self.get(f"{name}.bias"))
+        return Linear(
+            weight=self[f"{name}.weight"],
+            bias=self.get(f"{name}.bias"),
+            updates=self.updates.get(f"{self.at}{name}.weight", ()),
+        )
 
     def get_linear(self, name: str) -> Linear | None:
         return None if self.get(f"{name}.weight") is None else self.linear(name)
 
 
-def _per_layer(packed: dict[str, Array]) -> PerLayerWeights:
+def _per_layer(packed: _Packed) -> PerLayerWeights:
     return PerLayerWeights(
-        embed=packed["per_layer.embed.weight"],
-        project=Linear(weight=packed["per_layer.project.weight"]),
-        norm=packed["per_layer.norm.weight"],
+        embed=packed["embed.weight"],
+        project=packed.linear("project"),
+        norm=packed["norm.weight"],
     )
 
 

@@ -4,6 +4,7 @@ Standard library only. All byte arithmetic lives on this floor, so that a plan c
 without torch and without the weights.
 """
 
+from halfbyte.specs.adapter import LowRankSpec, linears
 from halfbyte.specs.loading import DType, KVType, LoadOptions, Method
 from halfbyte.specs.model import (
     Activation,
@@ -35,6 +36,7 @@ __all__ = [
     "KVType",
     "LayerSpec",
     "LoadOptions",
+    "LowRankSpec",
     "MLPSpec",
     "Method",
     "ModelSpec",
@@ -45,6 +47,7 @@ __all__ = [
     "SamplingParams",
     "Scheme",
     "TensorSpec",
+    "linears",
     "lossless_target",
     "recipe_of",
     "scheme_of",

@@ -43,7 +43,8 @@ class Request:
     """A prompt of ids to be continued until a stop id, `max_tokens`, or the end of the context.
 
     `max_tokens` None means: to the end of the context. `sequence` tells apart several completions
-    of one prompt with one seed (0, 1, ...): it goes into the noise of sampling.
+    of one prompt with one seed (0, 1, ...): it goes into the noise of sampling. `adapter` is the
+    name of a loaded adapter, None for the model as it is.
     """
 
     prompt_ids: tuple[int, ...]
@@ -51,6 +52,7 @@ class Request:
     max_tokens: int | None = None
     stop_ids: frozenset[int] = frozenset()
     sequence: int = 0
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

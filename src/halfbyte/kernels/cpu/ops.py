@@ -121,7 +121,7 @@ class CPUOps:
         return self._program.rms_norm(x, _native_of(weight), eps)
 
     def linear(self, x: Buffer, linear: Linear) -> Buffer:
-        return self._program.linear(x, linear.weight.native, _native_of(linear.bias))
+        return self._program.linear(x, _plain(linear), _native_of(linear.bias))
 
     def rope_and_store(
         self,
@@ -182,8 +182,8 @@ class CPUOps:
     ) -> Buffer:
         inner = self._program.gated(
             x,
-            gate.weight.native,
-            up.weight.native,
+            _plain(gate),
+            _plain(up),
             _native_of(gate.bias),
             _native_of(up.bias),
             ACTIVATIONS.index(activation),
@@ -283,6 +283,12 @@ def frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
     frequency = np.float32(1.0) / np.power(np.float32(rope.theta), exponents)
     divisors = np.ones(1) if rope.divisors is None else np.array(rope.divisors)
     return (frequency / divisors.astype(np.float32)).astype(np.float32)
+
+
+def _plain(linear: Linear) -> Any:
+    if linear.updates:
+        raise UnsupportedError("adapters in the native op set", hint="the reference runs them")
+    return linear.weight.native
 
 
 def _native_of(packed: Packed | None) -> Any:

@@ -24,7 +24,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halfbyte.kernels.contract import Experts, Graph, KVLayout, Linear, Rows, Step
+from halfbyte.kernels.contract import (
+    Experts,
+    Graph,
+    KVLayout,
+    Linear,
+    LowRank,
+    Rows,
+    Span,
+    Step,
+)
 from halfbyte.kernels.reference.attention import ROW_TILE, attend_span
 from halfbyte.kernels.reference.kv import KV, ReferenceKV, fake_q8
 from halfbyte.kernels.reference.rope import rotate, rotation
@@ -63,6 +72,7 @@ class ReferenceOps:
         self.exact_rows = exact_rows
         self.packed_bytes = 0
         self._decoded_left = decoded_bytes
+        self._spans: Sequence[Span] | None = None  # of the step that is running
 
     def pack(self, q: QTensor) -> Weight:
         size = 4 * int(np.prod(q.shape))
@@ -92,7 +102,9 @@ class ReferenceOps:
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         weight: Weight = linear.weight
         y = self._product(self._rounded(x, weight), self._dense(weight))
-        return y if linear.bias is None else y + self._dense(linear.bias)
+        if linear.bias is not None:
+            y = y + self._dense(linear.bias)
+        return self._updated(y, x, linear.updates) if linear.updates else y
 
     def rope_and_store(
         self,
@@ -213,10 +225,31 @@ class ReferenceOps:
 
     def step(self, graph: Graph) -> Step:
         def run(rows: Rows, wanted: Sequence[int]) -> np.ndarray:
-            with torch.no_grad():
-                return graph(rows, wanted).to("cpu", torch.float32).numpy()
+            self._spans = rows.spans
+            try:
+                with torch.no_grad():
+                    return graph(rows, wanted).to("cpu", torch.float32).numpy()
+            finally:
+                self._spans = None
 
         return run
+
+    def _updated(self, y: Tensor, x: Tensor, updates: Sequence[LowRank | None]) -> Tensor:
+        """`y`, and on the rows of every adapter what it adds there."""
+        for index, update in enumerate(updates):
+            rows = self._rows_of(index).to(x.device)
+            if update is not None and len(rows):
+                inner = self._tiled(x[rows], self._dense(update.a))
+                added = self._tiled(inner, self._dense(update.b)) * update.scale
+                y = y.index_add(0, rows, added)
+        return y
+
+    def _rows_of(self, adapter: int) -> Tensor:
+        """The rows of the running step whose sequences have this adapter."""
+        assert self._spans is not None, "a linear with adapters outside of a step"
+        counts = [span.count for span in self._spans]
+        mine = torch.tensor([span.adapter == adapter for span in self._spans])
+        return mine.repeat_interleave(torch.tensor(counts)).nonzero()[:, 0]
 
     def _dense(self, weight: Weight) -> Tensor:
         if weight.dense is not None:
@@ -241,6 +274,9 @@ class ReferenceOps:
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.activations == "bf16":
             weight = weight.to(torch.bfloat16).to(torch.float32)
+        return self._tiled(x, weight)
+
+    def _tiled(self, x: Tensor, weight: Tensor) -> Tensor:
         if not self.exact_rows:
             return x @ weight.T
         padded = functional.pad(x, (0, 0, 0, -x.shape[0] % ROW_TILE))
