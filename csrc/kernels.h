@@ -91,6 +91,8 @@ struct Kernels {
     void (*attend)(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
                    const int* positions, const float* const* q, float* const* out);
     void (*softcap)(float* x, int count, float cap);
+    // Reads the bytes and does nothing with them: the memory's speed limit.
+    float (*read)(const uint8_t* p, size_t bytes);
     // y = act(gate) * by
     void (*gate_by)(const float* gate, const float* by, int width, Activation act, float* y);
 };

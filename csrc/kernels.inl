@@ -447,6 +447,18 @@ void softcap(float* x, int count, float cap) {
     });
 }
 
+float read_bytes(const uint8_t* p, size_t bytes) {
+    B64 a = load_bytes(p), b = a, c = a, d = a;
+    for (size_t i = 0; i + 256 <= bytes; i += 256) {
+        a = either(a, load_bytes(p + i));
+        b = either(b, load_bytes(p + i + 64));
+        c = either(c, load_bytes(p + i + 128));
+        d = either(d, load_bytes(p + i + 192));
+    }
+    return static_cast<float>(sum(dot_full(splat_i(0), either(either(a, b), either(c, d)),
+                                           reinterpret_cast<const int8_t*>(p))));
+}
+
 void gate_by(const float* gate, const float* by, int width, Activation act, float* y) {
     over_lanes(width, [&](int i, int lanes) {
         put(y + i, mul(activate(load_some(gate + i, lanes), act), load_some(by + i, lanes)), lanes);
@@ -600,6 +612,6 @@ void attend(const KV& kv, const Attention& a, const Span& span, int kv_head, int
 }
 
 const hb::Kernels TABLE = {HB_NAME, round_rows, linear,   gated,  embed,   rms_norm,
-                           residual, rotate,    store_kv, attend, softcap, gate_by};
+                           residual, rotate,    store_kv, attend, softcap, read_bytes, gate_by};
 
 }  // namespace HB_ISA

@@ -9,6 +9,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstring>
 #include <stdexcept>
 
 #include "program.h"
@@ -40,6 +42,27 @@ bool supports(const std::string& isa) {
 const Kernels& kernels_of(const std::string& isa) {
     require(supports(isa), "this processor does not have that instruction set");
     return isa == "avx2" ? kernels_avx2() : kernels_avx512();
+}
+
+// Bytes per second that all threads together read from memory: the best of several passes.
+double read_bandwidth(Pool& pool, const std::string& isa, size_t bytes) {
+    const Kernels& kernels = kernels_of(isa);
+    const size_t each = bytes / size_t(pool.threads()) / 256 * 256;
+    require(each > 0, "too few bytes");
+    const Bytes memory(each * size_t(pool.threads()));
+    std::memset(memory.data(), 1, memory.size());
+    double best = 0;
+    std::atomic<float> sink{0};
+    const nb::gil_scoped_release nogil;
+    for (int pass = 0; pass < 7; ++pass) {
+        const auto start = std::chrono::steady_clock::now();
+        pool.run([&](int thread) {
+            sink = kernels.read(memory.data() + each * size_t(thread), each);
+        });
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+        best = std::max(best, double(memory.size()) / seconds.count());
+    }
+    return best;
 }
 
 class PackedWeight {
@@ -272,6 +295,7 @@ private:
 
 NB_MODULE(_cpu, m) {
     m.def("supports", &supports);
+    m.def("read_bandwidth", &read_bandwidth);
 
     nb::class_<Pool>(m, "Pool")
         .def(nb::init<int>())

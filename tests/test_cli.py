@@ -231,5 +231,40 @@ def test_eval_measures_and_gates(halfbyte: Halfbyte, stories260k: Path, tmp_path
     assert "perplexity" in outcome.out
 
 
+def test_the_default_gate_names_what_is_wrong(
+    halfbyte: Halfbyte, stories260k: Path, tmp_path: Path
+) -> None:
+    """A rope base of 1e6 in the config of a copy; the same with nothing to compare."""
+    text = tmp_path / "story.txt"
+    text.write_text("Once upon a time there was a little dog. He liked to play. " * 40)
+    bad = tmp_path / "bad"
+    shutil.copytree(stories260k, bad)
+    config = bad / "config.json"
+    config.chmod(0o644)
+    config.write_text(config.read_text().replace("10000.0", "1000000.0"))
+    measure = ("--text", text, "--window", 64, "--gate", "default")
+    outcome = halfbyte("eval", bad, "--against", stories260k, *measure)
+    assert outcome.code == 7 and "missed: kl_mean" in outcome.err
+    assert "likely cause: all full layers: rope base is 1e+06" in outcome.err
+    document = halfbyte("eval", stories260k, "--against", stories260k, *measure, "--json").document
+    assert document["gate"] == {"passed": True, "misses": [], "causes": []}
+    assert document["texts"][0]["kl_by_position"]["beyond_window"] is None
+    alone = halfbyte("eval", stories260k, *measure)
+    assert alone.code == 2 and "needs a reference" in alone.err
+    told = halfbyte("eval", bad, "--against", stories260k, *measure[:4])
+    assert told.code == 0 and "differs: all full layers: rope base" in told.err
+
+
+def test_bench_ends_in_one_document(halfbyte: Halfbyte) -> None:
+    outcome = halfbyte("bench", "demo", "--prefill", "16,32", "--decode", 2, "--depth", "0,64")
+    last = json.loads(outcome.out.splitlines()[-1])
+    assert last["schema"] == "halfbyte.bench/1"
+    tests = [row["test"] for row in last["rows"]]
+    assert tests[:4] == ["prefill@16", "prefill@32", "decode@0", "decode@64"]
+    assert all(row["tokens_per_s"] > 0 for row in last["rows"]) and last["peak_bytes"] > 0
+    too_long = halfbyte("bench", "demo", "--prefill", "8k")
+    assert too_long.code == 2 and "beyond the model's 4096" in too_long.err
+
+
 def test_debug_shows_the_traceback(halfbyte: Halfbyte) -> None:
     assert "Traceback" in halfbyte("run", "demo", "hi", "--device", "tpu", "--debug").err

@@ -138,6 +138,10 @@ class OpSet(Protocol):
         """What all the tensors packed so far take in memory."""
         ...
 
+    def read_bandwidth(self) -> float | None:
+        """Measured bytes per second that the op set can read from memory; None if not measured."""
+        ...
+
     def new_kv(self, layout: KVLayout) -> Array:
         """An empty cache of one layer."""
         ...

@@ -38,6 +38,7 @@ NATIVE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
 INSTRUCTION_SETS = ("avx512-vnni", "avx2")
 GROUP = 16
+BANDWIDTH_BYTES = 1 << 28
 Buffer = int
 
 
@@ -101,6 +102,9 @@ class CPUOps:
 
     def unpack(self, packed: Packed) -> QTensor:
         return QTensor(packed.scheme, packed.shape, packed.native.unpack())
+
+    def read_bandwidth(self) -> float | None:
+        return self._native.read_bandwidth(self._pool, self.instructions, BANDWIDTH_BYTES)
 
     def new_kv(self, layout: KVLayout) -> Any:
         if layout.kind == "q8_0":

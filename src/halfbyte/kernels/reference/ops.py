@@ -86,6 +86,9 @@ class ReferenceOps:
     def unpack(self, packed: Weight) -> QTensor:
         return packed.stored
 
+    def read_bandwidth(self) -> float | None:
+        return None
+
     def new_kv(self, layout: KVLayout) -> ReferenceKV:
         return ReferenceKV(layout, self.device)
 
