@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfbyte.errors import InvalidInputError
+from halfbyte.evals import diagnose
 from halfbyte.evals.fidelity import Fidelity, measure
+from halfbyte.evals.gate import default_gate
 from halfbyte.evals.texts import Protocol, read_text
 from halfbyte.formats.checkpoint import Source, read, write_gguf
 from halfbyte.formats.manifest import check_sizes, write_manifest
@@ -143,3 +145,29 @@ def evaluate(
         )
         for path in texts
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A model beside its reference, as `evaluate` opens them."""
+
+    source: Source
+    base: Source
+
+    def gate(self) -> dict[str, float]:
+        """Thresholds for how the model is stored."""
+        return default_gate(self.source.spec, self.source.schemes)
+
+    def differences(self) -> list[str]:
+        """What the two say of themselves that should be the same."""
+        return diagnose.differences(self.source, self.base)
+
+    def likely_causes(self, measured: Sequence[Fidelity]) -> list[str]:
+        """Why the model missed its gate, likeliest first; the weights are read again."""
+        return diagnose.likely_causes(self.source, self.base, measured)
+
+
+def compare(model: str, against: str, *, options: LoadOptions) -> Comparison:
+    """Open a model and its reference to be compared; headers only."""
+    source = open_source(model, recipe=options.recipe, method=options.method)
+    return Comparison(source, open_source(against))

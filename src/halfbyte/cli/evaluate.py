@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,24 @@ import click
 
 from halfbyte.cli import flags
 from halfbyte.cli.console import document, note, progress
-from halfbyte.errors import GateMissedError
+from halfbyte.errors import GateMissedError, InvalidInputError
 
 if TYPE_CHECKING:
     from halfbyte.evals.fidelity import Fidelity
     from halfbyte.evals.gate import Miss
+    from halfbyte.workflows import Comparison
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate says of a model; without a gate, what differs from the reference."""
+
+    failed: bool
+    missed: Sequence[Miss]
+    differing: Sequence[str]
+    causes: Sequence[str]
 
 
 @click.command("eval")
@@ -40,9 +53,9 @@ if TYPE_CHECKING:
 @click.option("--max-windows", type=click.IntRange(min=1), help="Stop after so many windows.")
 @click.option(
     "--gate",
-    "gate_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A TOML file of thresholds; a miss exits 7.",
+    "gate_name",
+    metavar="FILE|default",
+    help="A TOML file of thresholds, or ours for how MODEL is stored; a miss exits 7.",
 )
 @click.option("--recipe", help="Quantize an unquantized model while loading it.")
 @flags.METHOD
@@ -56,7 +69,7 @@ def command(
     protocol: Any,
     window: int,
     max_windows: int | None,
-    gate_file: Path | None,
+    gate_name: str | None,
     recipe: str | None,
     method: Any,
     kv: Any,
@@ -67,13 +80,13 @@ def command(
 ) -> None:
     """Measure MODEL on texts, alone or --against a reference."""
     from halfbyte import workflows
-    from halfbyte.evals.gate import misses, read_gate
     from halfbyte.specs import LoadOptions
 
-    gate = None if gate_file is None else read_gate(gate_file)
     options = LoadOptions(
         recipe=recipe, method=method, device=device, dtype=dtype, kv=kv, threads=threads
     )
+    pair = None if against is None else workflows.compare(model, against, options=options)
+    gate = _gate(gate_name, pair)
     with progress("measuring") as report:
         measured = workflows.evaluate(
             model,
@@ -85,18 +98,50 @@ def command(
             max_windows=max_windows,
             progress=report,
         )
-    missed = [] if gate is None else misses(gate, measured)
+    verdict = _verdict(gate, measured, pair, strict=gate_name == DEFAULT)
     if as_json:
-        document("eval", _fields(measured, protocol, window, None if gate is None else missed))
+        document("eval", _fields(measured, protocol, window, None if gate is None else verdict))
     else:
         _table(measured)
-    _judge(missed)
+    _judge(verdict)
+
+
+def _gate(name: str | None, pair: Comparison | None) -> dict[str, float] | None:
+    from halfbyte.evals.gate import read_gate
+
+    if name is None:
+        return None
+    if name != DEFAULT:
+        return read_gate(Path(name))
+    if pair is None:
+        raise InvalidInputError("the default gate needs a reference", hint="use --against")
+    return pair.gate()
+
+
+def _verdict(
+    gate: Mapping[str, float] | None,
+    measured: Sequence[Fidelity],
+    pair: Comparison | None,
+    *,
+    strict: bool,
+) -> Verdict:
+    """`strict`: a model that describes itself otherwise than its reference misses, too."""
+    from halfbyte.evals.gate import misses
+
+    missed = [] if gate is None else misses(gate, measured)
+    differing = [] if pair is None else pair.differences()
+    failed = bool(missed or (strict and differing))
+    causes = pair.likely_causes(measured) if failed and pair is not None else []
+    return Verdict(failed, missed, differing, causes)
 
 
 def _fields(
-    measured: Sequence[Fidelity], protocol: str, window: int, missed: Sequence[Miss] | None
+    measured: Sequence[Fidelity], protocol: str, window: int, verdict: Verdict | None
 ) -> dict[str, Any]:
-    gate = None if missed is None else {"passed": not missed, "misses": [*map(asdict, missed)]}
+    gate = None
+    if verdict is not None:
+        misses = [*map(asdict, verdict.missed)]
+        gate = {"passed": not verdict.failed, "misses": misses, "causes": verdict.causes}
     texts = [asdict(text) for text in measured]
     return {"protocol": protocol, "window": window, "texts": texts, "gate": gate}
 
@@ -114,12 +159,16 @@ def _table(measured: Sequence[Fidelity]) -> None:
         click.echo(f"  same top-1      {text.same_top1:.2%}")
 
 
-def _judge(missed: Sequence[Miss]) -> None:
-    if not missed:
-        return
-    for miss in missed:
+def _judge(verdict: Verdict) -> None:
+    for miss in verdict.missed:
         note(f"missed: {miss.number} on {miss.text} is {miss.measured:.6g}, not {miss.threshold:g}")
-    raise GateMissedError(
-        f"{len(missed)} of the gate's numbers missed",
-        hint="a larger recipe (q8_0), --method search, or another threshold",
-    )
+    for cause in verdict.causes:
+        note(f"likely cause: {cause}")
+    if verdict.failed:
+        raise GateMissedError(
+            f"{len(verdict.missed)} of the gate's numbers missed, "
+            f"{len(verdict.differing)} differences from the reference",
+            hint="docs/troubleshooting.md goes from causes to cures",
+        )
+    for difference in verdict.differing:
+        note(f"differs: {difference}")

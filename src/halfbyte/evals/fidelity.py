@@ -13,7 +13,7 @@ only within one protocol, one text and one tokenizer. Sources: "Accuracy is not 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, nan, sqrt
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import InvalidInputError
+from halfbyte.evals.positions import Profile, profile
 from halfbyte.evals.reader import Reader
 from halfbyte.evals.texts import Protocol, Text, Window, cut
 from halfbyte.models.decoder import Decoder
@@ -47,7 +48,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """What was measured on one text; the last three are None without a reference.
+    """What was measured on one text; the last four are None without a reference.
 
     `tokens` were scored. `same_top1` is the fraction of them for which both models think the same
     token the likeliest. The two errors, of the perplexity and of the mean KL, are standard errors
@@ -61,6 +62,7 @@ class Fidelity:
     reference_perplexity: float | None = None
     kl: Divergence | None = None
     same_top1: float | None = None
+    kl_by_position: Profile | None = None
 
 
 def measure(
@@ -91,7 +93,13 @@ def measure(
         scores.extend(_scores(readers, piece))
         if progress is not None:
             progress(done, len(windows))
-    return summarize(text.name, np.concatenate(scores))
+    rows = np.concatenate(scores)
+    found = summarize(text.name, rows)
+    if reference is None:
+        return found
+    positions = np.tile(np.arange(windows[0].first, window - 1), len(windows))
+    narrowest = min(reference.spec.windows, default=None)
+    return replace(found, kl_by_position=profile(rows[:, 2], positions, narrowest))
 
 
 def _check_vocabularies(readers: Sequence[Reader]) -> None:
