@@ -19,6 +19,8 @@ from typing import Any
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.sequence import Completion
 from halfbyte.errors import UnsupportedError
+from halfbyte.formats import lora
+from halfbyte.formats.lora import Adapter
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.choice import choose
 from halfbyte.models.load import load
@@ -37,22 +39,29 @@ FALLBACK = {"temperature": 0.8, "top_p": 0.95}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes: of the packed weights, of the cache, and the most this process grew to."""
+    """Bytes: of packed weights, of adapters, of the cache, and the most this process grew to."""
 
     weights_bytes: int
+    adapters_bytes: int
     kv_bytes: int
     peak_bytes: int
 
+    @property
+    def planned_bytes(self) -> int:
+        return self.weights_bytes + self.adapters_bytes + self.kv_bytes
+
 
 class LLM:
-    """A loaded model. `model` is whatever the command line takes as MODEL; `template` is a chat
-    template in place of its own."""
+    """A loaded model. `model` is whatever the command line takes as MODEL; `adapters` are LoRA
+    adapters by name, each the path of a PEFT directory, maybe with `@SCALE`; `template` is a chat
+    template in place of the model's own."""
 
     def __init__(
         self,
         model: str,
         options: LoadOptions | None = None,
         *,
+        adapters: Mapping[str, str] | None = None,
         template: str | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -63,8 +72,15 @@ class LLM:
         self.assets: TextAssets | None = source.assets
         if self.assets is not None and template is not None:
             self.assets = replace(self.assets, template=template)
-        ops = choose(self.spec, options.device, options.dtype, threads=options.threads)
-        self.decoder = load(source, ops, progress=progress)
+        worn = {name: _adapter(text, self.spec) for name, text in (adapters or {}).items()}
+        ops = choose(
+            self.spec,
+            options.device,
+            options.dtype,
+            threads=options.threads,
+            adapters=bool(worn),
+        )
+        self.decoder = load(source, ops, adapters=worn, progress=progress)
         self.context = options.context or min(self.spec.context, DEFAULT_CONTEXT)
         self.engine = Engine(self.decoder, context=self.context, kv=options.kv)
 
@@ -78,8 +94,10 @@ class LLM:
 
     @property
     def memory(self) -> Memory:
+        adapters_bytes = self.decoder.adapter_bytes
         return Memory(
-            weights_bytes=self.decoder.ops.packed_bytes,
+            weights_bytes=self.decoder.ops.packed_bytes - adapters_bytes,
+            adapters_bytes=adapters_bytes,
             kv_bytes=self.engine.cache_bytes,
             peak_bytes=max(0, peak_bytes() - self._resident_before),
         )
@@ -119,14 +137,16 @@ class LLM:
         ignore_eos: bool = False,
         continues_text: bool = False,
         tools: bool = False,
+        adapter: str | None = None,
     ) -> Reply:
         """What the model says next. `continues_text`: the prompt is text, not a conversation;
-        `tools`: it offers some."""
+        `tools`: it offers some; `adapter`: the name of one that was loaded."""
         request = Request(
             prompt_ids=tuple(prompt_ids),
             sampling=sampling or self.sampling(),
             max_tokens=max_tokens,
             stop_ids=frozenset() if ignore_eos else self.chat.stop_ids,
+            adapter=adapter,
         )
         stream = self.chat.stream(prompt_ids, continues_text=continues_text, tools=tools)
         return Reply(self.engine, request, stream)
@@ -137,6 +157,11 @@ class LLM:
                 "the model has no tokenizer", hint="put its tokenizer.json beside the weights"
             )
         return self.assets
+
+
+def _adapter(reference: str, spec: ModelSpec) -> Adapter:
+    path, scale = lora.split_scale(reference)
+    return lora.read(path, spec, scale=scale)
 
 
 class Reply:
@@ -163,6 +188,11 @@ class Reply:
             pass
         assert self.completion is not None
         return self.completion
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the adapter that answers."""
+        return self._request.adapter
 
     @property
     def answer(self) -> Answer:

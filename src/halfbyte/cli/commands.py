@@ -96,6 +96,17 @@ def _set_thinking(conversation: Conversation, think: bool) -> None:
         note("this model's template has no switch for thinking")
 
 
+def _adapter(conversation: Conversation, rest: str) -> None:
+    """Another adapter from the next answer on; without a name the model as it is."""
+    loaded = conversation.llm.decoder.adapters
+    if rest and rest not in loaded:
+        raise InvalidInputError(
+            f"no adapter '{rest}'", hint="loaded: " + (", ".join(loaded) or "none")
+        )
+    conversation.manner = replace(conversation.manner, adapter=rest or None)
+    note(f"answers come with {rest}" if rest else "answers come from the model as it is")
+
+
 def _retry(conversation: Conversation, _rest: str) -> None:
     conversation.retry()
 
@@ -179,6 +190,7 @@ COMMANDS = {
     "/system": Command("TEXT", "set the system message, and begin anew", _system),
     "/think": Command("", "let the model think first", _think),
     "/no-think": Command("", "or not", _no_think),
+    "/adapter": Command("NAME", "answer with another --lora; alone with none", _adapter),
     "/retry": Command("", "take the last answer back and ask again", _retry),
     "/undo": Command("", "take the last question and its answer back", _undo),
     "/set": Command("NAME VALUE", "temperature, top_k, ...; alone it shows them", _set),

@@ -23,6 +23,13 @@ def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Funct
 
 MODEL = click.argument("model")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+LORA = click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="[NAME=]PATH[@SCALE]",
+    help="A LoRA adapter (a PEFT directory); may be repeated, the first answers.",
+)
 HUB = click.option(
     "--from",
     "hub",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +17,11 @@ from halfbyte.cli import flags
 from halfbyte.cli.console import document
 from halfbyte.cli.values import gib
 from halfbyte.errors import HalfbyteError
+from halfbyte.families import family_of
 
 if TYPE_CHECKING:
     from halfbyte.formats.checkpoint import Checkpoint
-    from halfbyte.specs import AttentionSpec
+    from halfbyte.specs import AttentionSpec, ModelSpec
     from halfbyte.text.assets import TextAssets
 
 
@@ -28,11 +31,17 @@ if TYPE_CHECKING:
 @click.option("--template", is_flag=True, help="Print the chat template.")
 @flags.JSON
 def command(model: str, tensors: bool, template: bool, as_json: bool) -> None:
-    """Say what MODEL is, from its headers; no weights are read and no code is run."""
+    """Say what MODEL is, or the LoRA adapter in a directory, from headers; no weights are read and
+    no code is run."""
+    from halfbyte.cli.adapters import describe
     from halfbyte.formats.checkpoint import read
+    from halfbyte.formats.lora import is_adapter
     from halfbyte.formats.reference import locate
 
     path = locate(model)
+    if is_adapter(path):
+        describe(path, as_json=as_json)
+        return
     source = read(path)
     if as_json:
         document("inspect", _fields(path, source))
@@ -55,26 +64,50 @@ def _say(word: str, text: object) -> None:
 
 def _describe_model(source: Checkpoint) -> None:
     spec = source.spec
-    _say("parameters", f"{spec.parameters:,}")
+    _say("parameters", _parameters(spec))
     _say("hidden", f"{spec.hidden}, vocabulary {spec.vocab}, context {spec.context}")
-    kinds = Counter(layer.attention for layer in spec.layers)
     _say("layers", len(spec.layers))
-    for attention, count in kinds.items():
-        click.echo(f"    {count} x {_attention(attention)}")
-    for width, count in Counter(layer.mlp.width for layer in spec.layers).items():
-        click.echo(f"    {count} x MLP {width} ({spec.layers[0].mlp.activation})")
-    for experts, count in Counter(layer.experts for layer in spec.layers).items():
-        if experts is not None:
-            click.echo(f"    {count} x {experts.used} of {experts.count} experts {experts.width}")
-    shared = sum(layer.kv_source is not None for layer in spec.layers)
-    if shared:
-        click.echo(f"    {shared} x keys and values of an earlier layer")
-    if spec.per_layer is not None:
-        click.echo(f"    {len(spec.layers)} x embedding of its own {spec.per_layer.width}")
+    for line, count in Counter(_lines(spec)).items():
+        click.echo(f"    {count} x {line}")
+    _say("norms", _norms(spec))
     extras = [f"embedding x {spec.embed_scale:g}"] if spec.embed_scale != 1 else []
     extras += [f"logits soft-capped at {spec.logit_softcap:g}"] if spec.logit_softcap else []
     extras += ["head tied to the embedding" if spec.tied_head else "head of its own"]
     _say("ends", ", ".join(extras))
+
+
+def _parameters(spec: ModelSpec) -> str:
+    """All, and those that a token's way through the model reads where those are fewer."""
+    idle = sum(
+        (layer.experts.count - layer.experts.used) * 3 * layer.experts.width * spec.hidden
+        for layer in spec.layers
+        if layer.experts is not None
+    )
+    active = f", {spec.parameters - idle:,} active for a token" if idle else ""
+    return f"{spec.parameters:,}{active}"
+
+
+def _lines(spec: ModelSpec) -> Iterator[str]:
+    """What each layer has: attention of all layers first, then the MLPs, then what is rarer."""
+    yield from (_attention(layer.attention) for layer in spec.layers)
+    yield from (f"MLP {layer.mlp.width} ({layer.mlp.activation})" for layer in spec.layers)
+    for experts in (layer.experts for layer in spec.layers if layer.experts is not None):
+        yield f"{experts.used} of {experts.count} experts {experts.width}"
+    yield from (
+        "keys and values of an earlier layer"
+        for layer in spec.layers
+        if layer.kv_source is not None
+    )
+    if spec.per_layer is not None:
+        yield from (f"embedding of its own {spec.per_layer.width}" for _ in spec.layers)
+    yield from ("stored scalar at its end" for layer in spec.layers if layer.scalar)
+
+
+def _norms(spec: ModelSpec) -> str:
+    around = "before and after" if spec.layers[0].post_norms else "before"
+    offset = family_of(spec).names(spec)["norm.weight"].offset
+    times = f"{offset:g} + w in safetensors, w in a GGUF" if offset else "w"
+    return f"RMS {around} each part, times {times}, eps {spec.norm_eps:g}"
 
 
 def _attention(attention: AttentionSpec) -> str:
@@ -86,6 +119,7 @@ def _attention(attention: AttentionSpec) -> str:
     )
     parts.append(f"scale {attention.scale:.4g}")
     parts += ["q/k norms"] if attention.qk_norm else []
+    parts += ["v norm"] if attention.value_norm else []
     parts += ["K = V"] if attention.shares_kv else []
     parts += ["biases"] if attention.qkv_bias else []
     return f"{sees} attention: " + ", ".join(parts)
@@ -115,14 +149,17 @@ def _describe_storage(source: Checkpoint) -> None:
 
 
 def _which(rows: Sequence[tuple[str, tuple[int, ...], str, int]], scheme: str, common: str) -> str:
-    """The matrices that are stored in another way than most."""
+    """The matrices that are stored in another way than most, layers in one."""
     names = [name for name, shape, stored, _ in rows if stored == scheme and len(shape) > 1]
-    if scheme == common:
-        return f"{len(names)} matrices"
-    if not names:
-        return "vectors"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    vectors = sum(stored == scheme and len(shape) == 1 for _, shape, stored, _ in rows)
+    parts = [f"{len(names)} matrices"] if scheme == common else _exceptions(names)
+    parts += [f"{vectors} vectors"] if vectors else []
+    return ", ".join(parts)
+
+
+def _exceptions(names: Sequence[str]) -> list[str]:
+    kinds = Counter(re.sub(r"^layers\.\d+\.", "layers.*.", name) for name in names)
+    return [f"{count} {kind}" if "*" in kind else kind for kind, count in kinds.items()]
 
 
 def _describe_text(source: Checkpoint) -> None:
@@ -130,14 +167,56 @@ def _describe_text(source: Checkpoint) -> None:
     if assets is None:
         _say("tokenizer", "none")
         return
-    vocabulary = assets.vocabulary
-    _say("tokenizer", f"{vocabulary.model}, {len(vocabulary.tokens)} tokens")
-    _say("BOS", f"{assets.bos_id} {assets.token(assets.bos_id)!r}, added: {assets.add_bos}")
-    _say("stops", ", ".join(f"{i} {assets.token(i)!r}" for i in _stop_ids(assets)))
-    _say("template", "none" if assets.template is None else f"{len(assets.template)} characters")
+    _say("tokenizer", _tokenizer(assets, source.spec.vocab))
+    _say("BOS", _bos(assets))
+    _say("stops", ", ".join(_stops(assets)) or "none")
+    _say("template", _template(assets.template))
     generation = asdict(assets.generation)
     knobs = {k: v for k, v in generation.items() if v not in (None, ()) and k != "eos_ids"}
     _say("sampling", ", ".join(f"{k} {v}" for k, v in knobs.items()) or "no defaults")
+
+
+def _tokenizer(assets: TextAssets, rows: int) -> str:
+    from halfbyte.text.vocabulary import TokenType
+
+    vocabulary = assets.vocabulary
+    types = Counter(vocabulary.types)
+    splitter = f", splitter {vocabulary.pre}" if vocabulary.model == "gpt2" else ""
+    counts = [
+        f"{types[kind]} {word}"
+        for kind, word in (
+            (TokenType.CONTROL, "control"),
+            (TokenType.USER_DEFINED, "added"),
+            (TokenType.UNUSED, "unused"),
+        )
+        if types[kind]
+    ]
+    counts += [f"{rows} rows in the embedding"] if rows != len(vocabulary.tokens) else []
+    listed = f" ({', '.join(counts)})" if counts else ""
+    return f"{vocabulary.model}{splitter}, {len(vocabulary.tokens)} tokens{listed}"
+
+
+def _bos(assets: TextAssets) -> str:
+    if assets.bos_id is None:
+        return "none"
+    added = "put before every text, once" if assets.add_bos else "not added"
+    always = ", whatever the files say" if assets.vocabulary.model == "gemma4" else ""
+    return f"{assets.bos_id} {assets.token(assets.bos_id)!r}, {added}{always}"
+
+
+def _stops(assets: TextAssets) -> list[str]:
+    """Every stop, and where it comes from unless the files list it."""
+    stated = assets.generation.eos_ids
+    return [
+        f"{i} {assets.token(i)!r}" + ("" if i in stated else " from the template")
+        for i in _stop_ids(assets)
+    ]
+
+
+def _template(template: str | None) -> str:
+    if template is None:
+        return "none"
+    return f"{len(template)} characters, sha256 {sha256(template.encode()).hexdigest()[:8]}"
 
 
 def _stop_ids(assets: TextAssets) -> list[int]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """How a prompt becomes ids, and how long and with what noise to go on."""
+    """How a prompt becomes ids, and how long, with what noise and adapter to go on."""
 
     raw: bool
     system: str | None
@@ -29,6 +29,7 @@ class Manner:
     ignore_eos: bool
     max_tokens: int | None
     sampling: dict[str, float | int | None]
+    adapter: str | None = None
 
 
 @click.command("run")
@@ -42,6 +43,7 @@ class Manner:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A chat template (jinja) in place of the model's own.",
 )
+@flags.LORA
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model has ended its answer.")
 @click.option("--stats", is_flag=True, help="Speed and memory, on stderr.")
 @flags.JSON
@@ -57,6 +59,7 @@ def command(
     system: str | None,
     think: bool | None,
     template: Path | None,
+    loras: tuple[str, ...],
     ignore_eos: bool,
     stats: bool,
     as_json: bool,
@@ -80,9 +83,11 @@ def command(
     Without a PROMPT it is read from stdin; at a terminal a chat begins. Sampling follows the
     model's own defaults; --temperature 0 is greedy.
     """
+    from halfbyte.cli.adapters import named
     from halfbyte.llm import LLM
     from halfbyte.specs import LoadOptions
 
+    adapters = named(loras)
     options = LoadOptions(
         recipe=recipe,
         method=method,
@@ -106,12 +111,15 @@ def command(
             "repetition_penalty": repetition_penalty,
             "seed": SystemRandom().getrandbits(32) if seed is None else seed,
         },
+        adapter=next(iter(adapters), None),
     )
     if prompt is None and (as_json or not _at_terminal()):
         prompt = sys.stdin.read()
     with progress("loading") as report:
         own = None if template is None else template.read_text(encoding="utf-8", errors="replace")
-        llm = LLM(model, options, template=own, progress=report)
+        llm = LLM(model, options, adapters=adapters, template=own, progress=report)
+    if adapters:
+        note(f"with {', '.join(adapters)}: adapters run in the {llm.decoder.ops.name} op set")
     if think is not None and not raw and not llm.chat.can_think:
         note("this model's template has no switch for thinking: --think and --no-think do nothing")
     if prompt is None:
@@ -153,6 +161,7 @@ def begin(llm: LLM, ids: list[int], manner: Manner) -> Reply:
         max_tokens=manner.max_tokens,
         ignore_eos=manner.ignore_eos,
         continues_text=manner.raw,
+        adapter=manner.adapter,
     )
 
 
@@ -194,6 +203,7 @@ def facts(llm: LLM, reply: Reply, *, seed: float | int | None) -> dict[str, Any]
         "token_ids": list(done.token_ids),
         "finish_reason": done.finish_reason,
         "seed": seed,
+        "adapter": reply.adapter,
         "stats": {
             "prompt_tokens": done.prompt_tokens,
             "output_tokens": len(done.token_ids),
@@ -201,7 +211,7 @@ def facts(llm: LLM, reply: Reply, *, seed: float | int | None) -> dict[str, Any]
             "decode_s": done.decode_s,
             "decode_tokens_per_s": _rate(done.decode_tokens, done.decode_s),
             "draft": None,
-            "memory": {**asdict(memory), "planned_bytes": memory.weights_bytes + memory.kv_bytes},
+            "memory": {**asdict(memory), "planned_bytes": memory.planned_bytes},
         },
     }
 
@@ -213,10 +223,11 @@ def summary(llm: LLM, reply: Reply) -> str:
     memory = llm.memory
     prefill = _rate(done.prompt_tokens, done.prefill_s) or 0.0
     decode = _rate(done.decode_tokens, done.decode_s) or 0.0
+    adapters = f", adapters {gib(memory.adapters_bytes)}" if memory.adapters_bytes else ""
     return (
         f"-- prompt {done.prompt_tokens} tokens, {prefill:.0f} tokens/s"
         f" | answer {len(done.token_ids)} tokens, {decode:.1f} tokens/s ({done.finish_reason})"
-        f" | weights {gib(memory.weights_bytes)}, cache {gib(memory.kv_bytes)},"
+        f" | weights {gib(memory.weights_bytes)}{adapters}, cache {gib(memory.kv_bytes)},"
         f" peak {gib(memory.peak_bytes)} | {llm.decoder.ops.name} ops"
     )
 

@@ -131,6 +131,18 @@ def _pair(file: SafetensorsFile, module: str, config: LoraConfig) -> tuple[Tenso
     return a, b
 
 
+def split_scale(reference: str) -> tuple[Path, float]:
+    """`PATH` or `PATH@SCALE` as a person writes it; without one the scale is 1."""
+    before, at, after = reference.rpartition("@")
+    whole = Path(reference).expanduser()
+    if not at or whole.exists():
+        return whole, 1.0
+    try:
+        return Path(before).expanduser(), float(after)
+    except ValueError:
+        return whole, 1.0
+
+
 def read(directory: Path, spec: ModelSpec, *, scale: float = 1.0) -> Adapter:
     """The adapter in a directory, for a model; `scale` multiplies all of it.
 

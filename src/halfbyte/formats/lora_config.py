@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from halfbyte.formats.documents import read_json
 
 CONFIG = "adapter_config.json"
 LARGEST_RANK = 65_536
+LARGEST_ALPHA = 1e9
 MERGE = "plain LoRA of linear layers runs; what is more can be merged into its model"
 
 USED = {
@@ -156,7 +157,7 @@ class _Fields:
         return value
 
     def number(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+        if type(value) not in (int, float) or not abs(value) <= LARGEST_ALPHA:
             raise self._wrong(f"the scale {name!r:.60} is {value!r:.40}")
         return float(value)
 
