@@ -149,7 +149,9 @@ class Checkpoint:
     @cached_property
     def _assets(self) -> TextAssets | None:
         with _located(self.path):
-            return self.load_assets()
+            assets = self.load_assets()
+            _check_rows(assets, self.spec.vocab)
+            return assets
 
     def tensors(self) -> Iterator[tuple[str, QTensor]]:
         """Every tensor; its pages are given back when the next is asked for."""
@@ -301,6 +303,16 @@ def _check_shapes(spec: ModelSpec, entries: Mapping[str, Entry]) -> None:
                 f"{tensor.shape} in the model's description"
             )
         _ = stored.scheme  # raises for a type that cannot be read
+
+
+def _check_rows(assets: TextAssets | None, rows: int) -> None:
+    """More rows than tokens is padding; a token without a row could not be embedded."""
+    tokens = 0 if assets is None else len(assets.vocabulary.tokens)
+    if tokens > rows:
+        raise IntegrityError(
+            f"the tokenizer has {tokens} tokens and the embedding {rows} rows",
+            hint="the tokenizer is another model's, or the embedding was not resized with it",
+        )
 
 
 def _some(names: list[str]) -> str:
