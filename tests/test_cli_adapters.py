@@ -119,6 +119,26 @@ def test_inspect_shows_an_adapter(halfbyte: Halfbyte, adapters: dict[str, str]) 
     assert {m["scale"] for m in facts["modules"]} == {2.0}
 
 
+def test_eval_measures_with_an_adapter(
+    halfbyte: Halfbyte, adapters: dict[str, str], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 20)
+    ask = ("eval", "demo", "--text", text, "--window", 64, "--max-windows", 2, "--dtype", "f32",
+           "--kv", "f32", "--json")  # fmt: skip
+
+    def perplexity(*arguments: object) -> float:
+        return json.loads(halfbyte(*ask, *arguments)[1])["texts"][0]["perplexity"]
+
+    plain, changed = perplexity(), perplexity("--lora", adapters["one"])
+    assert changed > 1.01 * plain
+    assert perplexity("--lora", f"{adapters['one']}@0") == pytest.approx(plain, rel=1e-6)
+    document = json.loads(halfbyte(*ask, "--lora", adapters["one"], "--against", "demo")[1])
+    against = document["texts"][0]
+    assert against["reference_perplexity"] == pytest.approx(plain, rel=1e-6)
+    assert against["perplexity"] == pytest.approx(changed, rel=1e-6)
+
+
 def test_an_adapter_of_another_model_is_refused(halfbyte: Halfbyte, tmp_path: Path) -> None:
     shapes = {"model.layers.0.self_attn.q_proj": (8, 8)}
     path = write_adapter(tmp_path, tensors_of(shapes), {**PLAIN, "target_modules": "q_proj"})

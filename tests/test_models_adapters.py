@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from halfbyte.engine import Engine
 from halfbyte.errors import InvalidInputError, UnsupportedError
 from halfbyte.formats import lora
+from halfbyte.formats.checkpoint import read, write_gguf
 from halfbyte.kernels.choice import choose
 from halfbyte.kernels.contract import Linear, LowRank, Rows, Span
 from halfbyte.kernels.cpu import CPUOps, instruction_set
@@ -191,6 +192,16 @@ def test_on_four_bits_it_is_the_quantized_weight_plus_the_update(base: str, tmp_
     reference = load(MemorySource(body.spec, merged, recipe_of("f32")), ReferenceOps())
     decoder = load(body, ReferenceOps(), adapters={"it": adapter})
     assert relative_error(logits_of(decoder, "it"), logits_of(reference, None)) < 1e-4
+
+
+@pytest.mark.parametrize("base", ["llama", "gemma4-unified"])
+def test_on_a_gguf_whatever_the_order_of_its_rows(base: str, tmp_path: Path) -> None:
+    theirs = oracle_logits(saved(base, SETTINGS["everything"], tmp_path), IDS)  # type: ignore[arg-type]
+    write_gguf(source_of(oracle(CONFIGS[base]), CONFIGS[base]), tmp_path / "base.gguf")
+    source = read(tmp_path / "base.gguf")
+    adapters = {"it": lora.read(tmp_path, source.spec)}
+    decoder = load(source, ReferenceOps(), adapters=adapters)
+    assert relative_error(logits_of(decoder, "it"), theirs) < 1e-4
 
 
 @pytest.mark.parametrize("activations", ["q8_0", "bf16"])

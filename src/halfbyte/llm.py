@@ -19,8 +19,7 @@ from typing import Any
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.sequence import Completion
 from halfbyte.errors import UnsupportedError
-from halfbyte.formats import lora
-from halfbyte.formats.lora import Adapter
+from halfbyte.formats.lora import open_adapter
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.choice import choose
 from halfbyte.models.load import load
@@ -72,7 +71,7 @@ class LLM:
         self.assets: TextAssets | None = source.assets
         if self.assets is not None and template is not None:
             self.assets = replace(self.assets, template=template)
-        worn = {name: _adapter(text, self.spec) for name, text in (adapters or {}).items()}
+        worn = {name: open_adapter(text, self.spec) for name, text in (adapters or {}).items()}
         ops = choose(
             self.spec,
             options.device,
@@ -157,11 +156,6 @@ class LLM:
                 "the model has no tokenizer", hint="put its tokenizer.json beside the weights"
             )
         return self.assets
-
-
-def _adapter(reference: str, spec: ModelSpec) -> Adapter:
-    path, scale = lora.split_scale(reference)
-    return lora.read(path, spec, scale=scale)
 
 
 class Reply:

@@ -16,6 +16,7 @@ from halfbyte.evals.fidelity import Fidelity, measure
 from halfbyte.evals.gate import default_gate
 from halfbyte.evals.texts import Protocol, read_text
 from halfbyte.formats.checkpoint import Source, read, write_gguf
+from halfbyte.formats.lora import open_adapter
 from halfbyte.formats.manifest import check_sizes, write_manifest
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
@@ -107,13 +108,14 @@ def evaluate(
     texts: Sequence[Path],
     *,
     options: LoadOptions,
+    lora: str | None = None,
     against: str | None = None,
     protocol: Protocol = "llama.cpp",
     window: int = 512,
     max_windows: int | None = None,
     progress: Progress | None = None,
 ) -> list[Fidelity]:
-    """Measure a model on texts, alone or against a reference.
+    """Measure a model on texts, alone or against a reference. `lora`: the model with that adapter.
 
     The reference runs on the same device with f32 activations, as it is stored, and its tokenizer
     is used for both. Raises `InvalidInputError` where the texts or the two models do not fit.
@@ -124,9 +126,15 @@ def evaluate(
     if assets is None:
         raise InvalidInputError("neither model has a tokenizer", where=model)
     tokenizer = Tokenizer(assets)
-    decoder = load(
-        source, choose(source.spec, options.device, options.dtype, threads=options.threads)
+    adapters = {} if lora is None else {lora: open_adapter(lora, source.spec)}
+    ops = choose(
+        source.spec,
+        options.device,
+        options.dtype,
+        threads=options.threads,
+        adapters=bool(adapters),
     )
+    decoder = load(source, ops, adapters=adapters)
     reference = (
         None
         if against is None

@@ -34,6 +34,7 @@ class Verdict:
 @click.command("eval")
 @flags.MODEL
 @click.option("--against", help="The reference: usually the model before it was quantized.")
+@click.option("--lora", metavar="PATH[@SCALE]", help="Measure MODEL with this LoRA adapter.")
 @click.option(
     "--text",
     "texts",
@@ -65,6 +66,7 @@ class Verdict:
 def command(
     model: str,
     against: str | None,
+    lora: str | None,
     texts: tuple[Path, ...],
     protocol: Any,
     window: int,
@@ -87,11 +89,14 @@ def command(
     )
     pair = None if against is None else workflows.compare(model, against, options=options)
     gate = _gate(gate_name, pair)
+    if lora is not None:
+        note(f"with {lora}: adapters run in the reference op set")
     with progress("measuring") as report:
         measured = workflows.evaluate(
             model,
             texts,
             options=options,
+            lora=lora,
             against=against,
             protocol=protocol,
             window=window,

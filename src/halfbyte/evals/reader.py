@@ -21,7 +21,7 @@ LOGITS = 1 << 24  # logits that exist at once: 64 MiB of f32
 
 
 class Reader:
-    """A decoder with a cache for one window of up to `window` tokens."""
+    """A decoder, with its first adapter if it has some, and a cache for a window of tokens."""
 
     def __init__(self, decoder: Decoder, window: int, kv: KVType) -> None:
         if window > decoder.spec.context:
@@ -31,6 +31,7 @@ class Reader:
             )
         self.vocab = decoder.spec.vocab
         self._decoder = decoder
+        self._adapter = next(iter(decoder.adapters), None)
         self._pages = list(range(-(-window // PAGE)))
         self._cache = decoder.new_cache(
             CacheShape(pages=len(self._pages), page_len=PAGE, ring_slack=window, kind=kv)
@@ -42,9 +43,11 @@ class Reader:
         slot = Slot(pages=self._pages)
         ids, end, step = window.token_ids, len(window.token_ids) - 1, max(1, LOGITS // self.vocab)
         if window.first:
-            context = Chunk(slot=slot, token_ids=ids[: window.first], wanted="none")
+            context = Chunk(
+                slot=slot, token_ids=ids[: window.first], wanted="none", adapter=self._adapter
+            )
             self._decoder.forward([context], self._cache)
         for start in range(window.first, end, step):
             piece = ids[start : min(start + step, end)]
-            chunk = Chunk(slot=slot, token_ids=piece, wanted="all")
+            chunk = Chunk(slot=slot, token_ids=piece, wanted="all", adapter=self._adapter)
             yield self._decoder.forward([chunk], self._cache)

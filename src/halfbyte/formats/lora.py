@@ -143,6 +143,12 @@ def split_scale(reference: str) -> tuple[Path, float]:
         return whole, 1.0
 
 
+def open_adapter(reference: str, spec: ModelSpec) -> Adapter:
+    """The adapter that `PATH` or `PATH@SCALE` means, for a model; as `read`."""
+    path, scale = split_scale(reference)
+    return read(path, spec, scale=scale)
+
+
 def read(directory: Path, spec: ModelSpec, *, scale: float = 1.0) -> Adapter:
     """The adapter in a directory, for a model; `scale` multiplies all of it.
 
