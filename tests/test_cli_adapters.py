@@ -15,6 +15,9 @@ from adapter_files import PLAIN, tensors_of, write_adapter
 from halfbyte import LLM, LoadOptions
 from halfbyte.cli import main
 from halfbyte.cli.adapters import named
+from halfbyte.cli.commands import obey
+from halfbyte.cli.conversation import Conversation
+from halfbyte.cli.run import Manner
 from halfbyte.errors import InvalidInputError
 from halfbyte.formats.checkpoint import read
 from halfbyte.formats.reference import demo_path
@@ -105,6 +108,32 @@ def test_replies_switch_between_adapters(adapters: dict[str, str]) -> None:
     assert len(set(said)) == 3
     with pytest.raises(InvalidInputError, match="'three'"):
         llm.reply(ids, adapter="three").finish()
+
+
+def test_a_chat_changes_its_adapter(
+    adapters: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = LLM("demo", LoadOptions(context=128), adapters=adapters)
+    manner = Manner(
+        raw=False,
+        system=None,
+        think=None,
+        ignore_eos=True,
+        max_tokens=8,
+        sampling={"temperature": 0, "seed": 0},
+        adapter="one",
+    )
+    conversation = Conversation(llm, manner, stats=False)
+    said: list[str] = []
+    for command in ("/adapter one", "/adapter two", "/adapter", "/adapter one"):
+        obey(conversation, command)
+        conversation.clear()
+        conversation.say(PROMPT)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[3] and len(set(said)) == 3
+    with pytest.raises(InvalidInputError, match="'three'"):
+        obey(conversation, "/adapter three")
+    assert conversation.manner.adapter == "one"
 
 
 def test_inspect_shows_an_adapter(halfbyte: Halfbyte, adapters: dict[str, str]) -> None:

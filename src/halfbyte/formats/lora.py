@@ -161,7 +161,7 @@ def read(directory: Path, spec: ModelSpec, *, scale: float = 1.0) -> Adapter:
     known = _modules(spec)
     placed = {module: known[module] for module in stored.pairs if module in known}
     rest = stored.pairs.keys() - placed.keys()
-    unused = {module for module in rest if _is_other(module, spec)}
+    unused = _others(rest, spec)
     _refuse_unexpected(stored, rest - unused)
     _refuse_missing(stored, known, placed)
     modules = {weight: module for module, weight in placed.items()}
@@ -186,9 +186,10 @@ def _modules(spec: ModelSpec) -> dict[str, str]:
     }
 
 
-def _is_other(module: str, spec: ModelSpec) -> bool:
-    """A module of another modality, or of keys and values that the layer takes from another."""
-    return module in _modules(spec.unshared) or module.startswith(family_of(spec).ignored)
+def _others(modules: Collection[str], spec: ModelSpec) -> set[str]:
+    """Those of another modality, or of keys and values that the layer takes from another."""
+    shared, ignored = _modules(spec.unshared), family_of(spec).ignored
+    return {name for name in modules if name in shared or name.startswith(ignored)}
 
 
 def _refuse_unexpected(stored: Stored, modules: Collection[str]) -> None:
