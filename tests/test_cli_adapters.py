@@ -175,6 +175,17 @@ def test_an_adapter_of_another_model_is_refused(halfbyte: Halfbyte, tmp_path: Pa
     assert code == 4 and "does not fit" in err and "somebody/base" in err
 
 
+def test_what_is_left_aside_is_said(halfbyte: Halfbyte, tmp_path: Path) -> None:
+    spec = read(demo_path()).spec
+    shapes = {
+        "model.layers.0.self_attn.q_proj": (spec.layers[0].attention.query_width, spec.hidden),
+        "model.vision_tower.layers.0.self_attn.q_proj": (8, 8),
+    }
+    path = write_adapter(tmp_path, tensors_of(shapes), {**PLAIN, "target_modules": ".*q_proj"})
+    code, _, err = halfbyte("run", "demo", PROMPT, "--raw", "--max-tokens", 1, "--lora", path)
+    assert code == 0 and "1 updates of parts that do not run are left aside" in err
+
+
 def test_names_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()

@@ -71,15 +71,17 @@ class LLM:
         self.assets: TextAssets | None = source.assets
         if self.assets is not None and template is not None:
             self.assets = replace(self.assets, template=template)
-        worn = {name: open_adapter(text, self.spec) for name, text in (adapters or {}).items()}
+        self.adapters = {
+            name: open_adapter(text, self.spec) for name, text in (adapters or {}).items()
+        }
         ops = choose(
             self.spec,
             options.device,
             options.dtype,
             threads=options.threads,
-            adapters=bool(worn),
+            adapters=bool(self.adapters),
         )
-        self.decoder = load(source, ops, adapters=worn, progress=progress)
+        self.decoder = load(source, ops, adapters=self.adapters, progress=progress)
         self.context = options.context or min(self.spec.context, DEFAULT_CONTEXT)
         self.engine = Engine(self.decoder, context=self.context, kv=options.kv)
 

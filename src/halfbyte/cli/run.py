@@ -120,6 +120,9 @@ def command(
         llm = LLM(model, options, adapters=adapters, template=own, progress=report)
     if adapters:
         note(f"with {', '.join(adapters)}: adapters run in the {llm.decoder.ops.name} op set")
+    for name, adapter in llm.adapters.items():
+        if adapter.unused:
+            note(f"{name}: {len(adapter.unused)} updates of parts that do not run are left aside")
     if think is not None and not raw and not llm.chat.can_think:
         note("this model's template has no switch for thinking: --think and --no-think do nothing")
     if prompt is None:
