@@ -131,7 +131,8 @@ def test_the_house_was_really_read(house: Tree):
 
 
 @pytest.mark.parametrize(
-    "page", ["ARCHITECTURE.md", "README.md", "docs/formats.md", "docs/hubs.md"]
+    "page",
+    ["ARCHITECTURE.md", "README.md", "docs/formats.md", "docs/hubs.md", "docs/troubleshooting.md"],
 )
 def test_pages_name_files_that_exist(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")

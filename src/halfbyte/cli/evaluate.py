@@ -162,6 +162,9 @@ def _table(measured: Sequence[Fidelity]) -> None:
         click.echo(f"  KL mean         {text.kl.mean:.6f} +- {text.kl.mean_error:.6f}")
         click.echo(f"  KL median, p99  {text.kl.median:.6f}, {text.kl.p99:.6f}")
         click.echo(f"  same top-1      {text.same_top1:.2%}")
+        if text.kl_by_position is not None:
+            first, last = text.kl_by_position.first_quarter, text.kl_by_position.last_quarter
+            click.echo(f"  KL by position  {first:.6f} to {last:.6f}")
 
 
 def _judge(verdict: Verdict) -> None:

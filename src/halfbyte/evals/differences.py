@@ -8,7 +8,7 @@ apart (names, the context, whether the head is stored twice) is no difference.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import isclose
 from typing import Any
 
@@ -83,6 +83,8 @@ def _sentence(name: str, ours: Any, theirs: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -98,46 +100,56 @@ def _kind(layer: LayerSpec) -> str:
     return "full" if layer.attention.window is None else "sliding"
 
 
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The text assets of one of the two, and what is made of them once."""
+
+    assets: TextAssets
+    tokenizer: Tokenizer
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return self.assets.vocabulary.tokens
+
+
 def text_differences(model: TextAssets, reference: TextAssets) -> list[str]:
     """Where texts become other ids, or answers end elsewhere."""
-    return [
-        *_vocabulary(model, reference),
-        *_beginning(model, reference),
-        *_ending(model, reference),
-    ]
+    ours, theirs = (_Side(assets, Tokenizer(assets)) for assets in (model, reference))
+    return [*_vocabulary(ours, theirs), *_beginning(ours, theirs), *_ending(ours, theirs)]
 
 
-def _vocabulary(model: TextAssets, reference: TextAssets) -> Iterator[str]:
-    ours, theirs = model.vocabulary.tokens, reference.vocabulary.tokens
-    if len(ours) != len(theirs):
-        yield f"the tokenizer has {len(ours)} tokens; the reference's {len(theirs)}"
-    first = next(
-        (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) > 1), None
-    )
+def _vocabulary(ours: _Side, theirs: _Side) -> Iterator[str]:
+    if len(ours.tokens) != len(theirs.tokens):
+        yield f"the tokenizer has {len(ours.tokens)} tokens; the reference's {len(theirs.tokens)}"
+    pairs = enumerate(zip(ours.tokens, theirs.tokens, strict=False))
+    first = next((index for index, (token, other) in pairs if token != other), None)
     if first is not None:
-        off = next((by for by in (1, -1) if ours[100 + by : 200 + by] == theirs[100:200]), None)
-        shifted = "" if off is None else f" (the vocabulary is off by {off:+d})"
-        yield f"token {first} is {ours[first]!r}; the reference has {theirs[first]!r}{shifted}"
-    elif Tokenizer(model).encode(PROBE, special=False) != Tokenizer(reference).encode(
-        PROBE, special=False
-    ):
+        token, other = ours.tokens[first], theirs.tokens[first]
+        yield f"token {first} is {token!r}; the reference has {other!r}{_shift(ours, theirs)}"
+    elif len({tuple(side.tokenizer.encode(PROBE, special=False)) for side in (ours, theirs)}) > 1:
         yield "the tokenizer cuts texts into other tokens than the reference's"
 
 
-def _beginning(model: TextAssets, reference: TextAssets) -> Iterator[str]:
-    ours, theirs = (Tokenizer(assets).with_bos([]) for assets in (model, reference))
-    if ours != theirs:
-        yield f"texts begin with {_bos(ours)}; the reference's with {_bos(theirs)}"
+def _shift(ours: _Side, theirs: _Side) -> str:
+    wanted = theirs.tokens[100:200]
+    off = next((by for by in (1, -1) if ours.tokens[100 + by : 200 + by] == wanted), None)
+    return "" if off is None else f" (the vocabulary is off by {off:+d})"
+
+
+def _beginning(ours: _Side, theirs: _Side) -> Iterator[str]:
+    begun, wanted = (side.tokenizer.with_bos([]) for side in (ours, theirs))
+    if begun != wanted:
+        yield f"texts begin with {_bos(begun)}; the reference's with {_bos(wanted)}"
 
 
 def _bos(ids: list[int]) -> str:
     return f"BOS {ids[0]}" if ids else "no BOS"
 
 
-def _ending(model: TextAssets, reference: TextAssets) -> Iterator[str]:
-    ours, theirs = (Chat(Tokenizer(assets), assets).stop_ids for assets in (model, reference))
-    if theirs - ours:
-        missing = ", ".join(f"{i} {reference.token(i)!r}" for i in sorted(theirs - ours))
+def _ending(ours: _Side, theirs: _Side) -> Iterator[str]:
+    stops, wanted = (Chat(side.tokenizer, side.assets).stop_ids for side in (ours, theirs))
+    if wanted - stops:
+        missing = ", ".join(f"{i} {theirs.assets.token(i)!r}" for i in sorted(wanted - stops))
         yield f"answers do not stop at {missing}, as the reference's do"
-    if model.template != reference.template:
+    if ours.assets.template != theirs.assets.template:
         yield "the chat template is another than the reference's"
