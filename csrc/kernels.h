@@ -48,13 +48,21 @@ struct Mixture {
     float score_scale;
 };
 
+enum class Cell : int { F32, BF16, Q8_0 };
+
 // One layer's keys and values. Keys are transposed by 16 positions: [head][cell / 16][D][16].
+// In Q8_0 both are rotated by a Hadamard matrix and rounded to int8 per 32 of D; the scales are
+// [head][cell / 16][D / 32][16] of the keys and [head][cell][D / 32] of the values.
 struct KV {
     int heads, dim, stride;
-    bool sliding, f32;
+    bool sliding;
+    Cell kind;
     size_t cells;
     uint8_t *keys, *values;
+    float *key_scales, *value_scales;
 };
+
+constexpr int LARGEST_DIM = 1024;
 
 struct Attention {
     int heads, kv_heads, dim, window;  // window 0: all positions
@@ -87,7 +95,7 @@ struct Kernels {
     void (*rotate)(float* head, const float* norm, int dim, float eps, const float* cos,
                    const float* sin);
     void (*store)(const KV& kv, size_t cell, int head, const float* k, const float* v);
-    // Queries of one span and one key/value head; q and out are [count] pointers to [dim].
+    // At most QUERIES of one span and one key/value head; q and out are pointers to [dim].
     void (*attend)(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
                    const int* positions, const float* const* q, float* const* out);
     void (*softcap)(float* x, int count, float cap);

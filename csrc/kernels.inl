@@ -14,22 +14,27 @@ using hb::Activation, hb::Attention, hb::BLOCK, hb::GROUP, hb::KEY_TILE, hb::KV,
 
 inline float through_f16(float x) { return _cvtsh_ss(_cvtss_sh(x, 0)); }
 
+// Rounds 32 numbers to int8, halves to even, in two halves; returns their scale, an f16 number.
+inline float round_block(const float* x, int8_t* q, I16& first, I16& second) {
+    const F16 x0 = load(x), x1 = load(x + 16);
+    const float scale = largest(max(abs(x0), abs(x1))) / 127.0f;
+    const F16 inverse = splat(scale > 0.0f ? 1.0f / scale : 0.0f);
+    first = to_int(mul(x0, inverse));
+    second = to_int(mul(x1, inverse));
+    store_i8(q, first);
+    store_i8(q + 16, second);
+    return through_f16(scale);
+}
+
 void round_rows(const float* x, int rows, const Rounded& out, int row) {
     const int blocks = out.cols / BLOCK;
     for (int r = row; r < row + rows; ++r) {
         for (int b = 0; b < blocks; ++b) {
             const size_t at = static_cast<size_t>(r) * blocks + b;
-            const float* p = x + at * BLOCK;
-            const F16 x0 = load(p), x1 = load(p + 16);
-            const float scale = largest(max(abs(x0), abs(x1))) / 127.0f;
-            const F16 inverse = splat(scale > 0.0f ? 1.0f / scale : 0.0f);
-            // Halves to even here, away from zero in Q8_0's reference: both are nearest.
-            const I16 q0 = to_int(mul(x0, inverse)), q1 = to_int(mul(x1, inverse));
-            store_i8(out.values + at * BLOCK, q0);
-            store_i8(out.values + at * BLOCK + 16, q1);
-            out.scales[at] = through_f16(scale);
-            out.minus8[2 * at] = -8 * sum(q0);
-            out.minus8[2 * at + 1] = -8 * sum(q1);
+            I16 first, second;
+            out.scales[at] = round_block(x + at * BLOCK, out.values + at * BLOCK, first, second);
+            out.minus8[2 * at] = -8 * sum(first);
+            out.minus8[2 * at + 1] = -8 * sum(second);
         }
     }
 }
@@ -495,13 +500,80 @@ inline void store_as(const KV& kv, size_t cell, int head, const float* k, const 
     }
 }
 
+// x times the orthonormal Hadamard matrix, which is its own inverse; in blocks of the largest power
+// of two that divides `dim`.
+void hadamard(float* x, int dim) {
+    const int block = dim & -dim;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(block));
+    for (int start = 0; start < dim; start += block) {
+        for (int half = 1; half < block; half *= 2)
+            for (int i = start; i < start + block; i += 2 * half)
+                for (int j = i; j < i + half; ++j) {
+                    const float a = x[j], b = x[j + half];
+                    x[j] = a + b;
+                    x[j + half] = a - b;
+                }
+    }
+    for (int i = 0; i < dim; ++i) x[i] *= scale;
+}
+
+void store_q8(const KV& kv, size_t cell, int head, const float* k, const float* v) {
+    const int blocks = kv.dim / BLOCK;
+    float turned[hb::LARGEST_DIM];
+    int8_t rounded[BLOCK];
+    I16 first, second;
+    int8_t* keys = keys_of<int8_t>(kv, head, cell / 16 * 16) + cell % 16;
+    float* key_scales = kv.key_scales + (size_t(head) * kv.cells + cell / 16 * 16) * blocks;
+    std::memcpy(turned, k, size_t(kv.dim) * 4);
+    hadamard(turned, kv.dim);
+    for (int b = 0; b < blocks; ++b) {
+        key_scales[b * 16 + cell % 16] = round_block(turned + b * BLOCK, rounded, first, second);
+        for (int i = 0; i < BLOCK; ++i) keys[size_t(b * BLOCK + i) * 16] = rounded[i];
+    }
+    float* value_scales = kv.value_scales + (size_t(head) * kv.cells + cell) * blocks;
+    std::memcpy(turned, v, size_t(kv.dim) * 4);
+    hadamard(turned, kv.dim);
+    for (int b = 0; b < blocks; ++b)
+        value_scales[b] = round_block(
+            turned + b * BLOCK, values_of<int8_t>(kv, head, cell) + b * BLOCK, first, second);
+}
+
 void store_kv(const KV& kv, size_t cell, int head, const float* k, const float* v) {
-    if (kv.f32) return store_as<float>(kv, cell, head, k, v, [](float x) { return x; });
+    if (kv.kind == hb::Cell::Q8_0) return store_q8(kv, cell, head, k, v);
+    if (kv.kind == hb::Cell::F32) return store_as<float>(kv, cell, head, k, v, [](float x) { return x; });
     store_as<uint16_t>(kv, cell, head, k, v, to_bf16);
 }
 
 inline F16 lanes(const float* p) { return load(p); }
 inline F16 lanes(const uint16_t* p) { return load_bf16(p); }
+inline F16 lanes(const int8_t* p) { return load_i8(p); }
+
+// Scores of 16 positions for Q queries, before the scale: the sum over D in ascending order (in
+// Q8_0, of blocks of 32).
+template <typename T, int Q>
+inline void scores_of(const KV& kv, int head, size_t cell, const float* const* q, F16* acc) {
+    const T* k = keys_of<T>(kv, head, cell);
+    for (int i = 0; i < Q; ++i) acc[i] = zero();
+    if constexpr (sizeof(T) == 1) {
+        const int blocks = kv.dim / BLOCK;
+        const float* scales = kv.key_scales + (size_t(head) * kv.cells + cell) * blocks;
+        for (int b = 0; b < blocks; ++b) {
+            F16 part[Q];
+            for (int i = 0; i < Q; ++i) part[i] = zero();
+            for (int d = b * BLOCK; d < (b + 1) * BLOCK; ++d) {
+                const F16 column = lanes(k + size_t(d) * 16);
+                for (int i = 0; i < Q; ++i) part[i] = fma(column, splat(q[i][d]), part[i]);
+            }
+            const F16 scale = load(scales + b * 16);
+            for (int i = 0; i < Q; ++i) acc[i] = fma(part[i], scale, acc[i]);
+        }
+    } else {
+        for (int d = 0; d < kv.dim; ++d) {
+            const F16 column = lanes(k + size_t(d) * 16);
+            for (int i = 0; i < Q; ++i) acc[i] = fma(column, splat(q[i][d]), acc[i]);
+        }
+    }
+}
 
 inline size_t first_cell(const KV& kv, const Span& span, int position) {
     if (kv.sliding) return size_t(span.ring) * kv.stride + position % kv.stride;
@@ -527,16 +599,10 @@ void attend_queries(const KV& kv, const Attention& a, const Span& span, int kv_h
     alignas(64) float weights[Q][KEY_TILE];
     for (int tile = low / KEY_TILE * KEY_TILE; tile <= newest; tile += KEY_TILE) {
         const size_t cell = first_cell(kv, span, tile);
-        const T* keys = keys_of<T>(kv, kv_head, cell);
         const T* values = values_of<T>(kv, kv_head, cell);
         for (int part = 0; part < KEY_TILE; part += 16) {
             F16 acc[Q];
-            for (int i = 0; i < Q; ++i) acc[i] = zero();
-            const T* k = keys + size_t(part) * dim;
-            for (int d = 0; d < dim; ++d) {
-                const F16 column = lanes(k + size_t(d) * 16);
-                for (int i = 0; i < Q; ++i) acc[i] = fma(column, splat(q[i][d]), acc[i]);
-            }
+            scores_of<T, Q>(kv, kv_head, cell + part, q, acc);
             const I16 places = add(splat_i(tile + part), iota());
             for (int i = 0; i < Q; ++i) {
                 const int first = a.window ? positions[i] - a.window + 1 : 0;
@@ -572,7 +638,11 @@ void attend_queries(const KV& kv, const Attention& a, const Span& span, int kv_h
             F16 acc[Q];
             for (int i = 0; i < Q; ++i) acc[i] = load_some(out[i] + d, some);
             for (int p = 0; p < count; ++p) {
-                const F16 value = lanes(values + size_t(p) * padded(kv) + d);
+                F16 value = lanes(values + size_t(p) * padded(kv) + d);
+                if constexpr (sizeof(T) == 1) {
+                    const size_t at = (size_t(kv_head) * kv.cells + cell + p) * (dim / BLOCK);
+                    value = mul(value, splat(kv.value_scales[at + d / BLOCK]));
+                }
                 for (int i = 0; i < Q; ++i) acc[i] = fma(value, splat(weights[i][p]), acc[i]);
             }
             for (int i = 0; i < Q; ++i) put(out[i] + d, acc[i], some);
@@ -587,27 +657,37 @@ void attend_queries(const KV& kv, const Attention& a, const Span& span, int kv_h
 template <typename T>
 void attend_as(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
                const int* positions, const float* const* q, float* const* out) {
-    while (count > 0) {
-        switch (count < QUERIES ? count : QUERIES) {
-            case 1: attend_queries<T, 1>(kv, a, span, kv_head, positions, q, out); break;
-            case 2: attend_queries<T, 2>(kv, a, span, kv_head, positions, q, out); break;
-            case 3: attend_queries<T, 3>(kv, a, span, kv_head, positions, q, out); break;
-            case 4: attend_queries<T, 4>(kv, a, span, kv_head, positions, q, out); break;
-            case 5: attend_queries<T, 5>(kv, a, span, kv_head, positions, q, out); break;
-            case 6: attend_queries<T, 6>(kv, a, span, kv_head, positions, q, out); break;
-            case 7: attend_queries<T, 7>(kv, a, span, kv_head, positions, q, out); break;
-            default: attend_queries<T, 8>(kv, a, span, kv_head, positions, q, out); break;
-        }
-        positions += QUERIES;
-        q += QUERIES;
-        out += QUERIES;
-        count -= QUERIES;
+    switch (count) {
+        case 1: attend_queries<T, 1>(kv, a, span, kv_head, positions, q, out); break;
+        case 2: attend_queries<T, 2>(kv, a, span, kv_head, positions, q, out); break;
+        case 3: attend_queries<T, 3>(kv, a, span, kv_head, positions, q, out); break;
+        case 4: attend_queries<T, 4>(kv, a, span, kv_head, positions, q, out); break;
+        case 5: attend_queries<T, 5>(kv, a, span, kv_head, positions, q, out); break;
+        case 6: attend_queries<T, 6>(kv, a, span, kv_head, positions, q, out); break;
+        case 7: attend_queries<T, 7>(kv, a, span, kv_head, positions, q, out); break;
+        default: attend_queries<T, 8>(kv, a, span, kv_head, positions, q, out); break;
     }
+}
+
+// In Q8_0 the queries are rotated like the keys, and the mixed values are rotated back.
+void attend_q8(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
+               const int* positions, const float* const* q, float* const* out) {
+    float turned[QUERIES][hb::LARGEST_DIM];
+    const float* queries[QUERIES];
+    for (int i = 0; i < count; ++i) {
+        std::memcpy(turned[i], q[i], size_t(kv.dim) * 4);
+        hadamard(turned[i], kv.dim);
+        queries[i] = turned[i];
+    }
+    attend_as<int8_t>(kv, a, span, kv_head, count, positions, queries, out);
+    for (int i = 0; i < count; ++i) hadamard(out[i], kv.dim);
 }
 
 void attend(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
             const int* positions, const float* const* q, float* const* out) {
-    if (kv.f32) return attend_as<float>(kv, a, span, kv_head, count, positions, q, out);
+    if (kv.kind == hb::Cell::Q8_0)
+        return attend_q8(kv, a, span, kv_head, count, positions, q, out);
+    if (kv.kind == hb::Cell::F32) return attend_as<float>(kv, a, span, kv_head, count, positions, q, out);
     attend_as<uint16_t>(kv, a, span, kv_head, count, positions, q, out);
 }
 

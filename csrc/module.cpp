@@ -118,21 +118,30 @@ private:
 
 class Cells {
 public:
-    Cells(int heads, int dim, size_t cells, int stride, bool sliding, bool f32) {
-        require(heads > 0 && dim > 0 && dim % 2 == 0, "heads and an even dim");
+    Cells(int heads, int dim, size_t cells, int stride, bool sliding, int kind) {
+        require(heads > 0 && dim > 0 && dim % 2 == 0 && dim <= LARGEST_DIM, "heads, an even dim");
+        const bool integers = Cell(kind) == Cell::Q8_0;
+        require(!integers || dim % BLOCK == 0, "q8_0 needs a dim that is a multiple of 32");
         require(stride > 0 && stride % KEY_TILE == 0 && cells % size_t(stride) == 0,
                 "cells come in strides that are a multiple of 64");
-        const size_t each = f32 ? 4 : 2, padded = size_t(dim + GROUP - 1) / GROUP * GROUP;
+        const size_t each = integers ? 1 : Cell(kind) == Cell::F32 ? 4 : 2, padded = size_t(dim + GROUP - 1) / GROUP * GROUP;
         keys_ = Bytes(size_t(heads) * cells * size_t(dim) * each);
         values_ = Bytes(size_t(heads) * cells * padded * each);
-        kv_ = {heads, dim, stride, sliding, f32, cells, keys_.data(), values_.data()};
+        if (integers) {
+            key_scales_ = Bytes(size_t(heads) * cells * size_t(dim / BLOCK) * 4);
+            value_scales_ = Bytes(key_scales_.size());
+        }
+        kv_ = {heads, dim, stride, sliding, Cell(kind), cells, keys_.data(), values_.data(),
+               key_scales_.as<float>(), value_scales_.as<float>()};
     }
     const KV& kv() const { return kv_; }
-    size_t nbytes() const { return keys_.size() + values_.size(); }
+    size_t nbytes() const {
+        return keys_.size() + values_.size() + key_scales_.size() + value_scales_.size();
+    }
 
 private:
     KV kv_{};
-    Bytes keys_, values_;
+    Bytes keys_, values_, key_scales_, value_scales_;
 };
 
 const float* data_of(const Vector* v, int width) {
@@ -311,7 +320,7 @@ NB_MODULE(_cpu, m) {
         .def_prop_ro("nbytes", [](const Vector& v) { return v.size() * 4; });
 
     nb::class_<Cells>(m, "Cells")
-        .def(nb::init<int, int, size_t, int, bool, bool>())
+        .def(nb::init<int, int, size_t, int, bool, int>())
         .def_prop_ro("nbytes", &Cells::nbytes);
 
     nb::class_<Attention>(m, "Attention")

@@ -171,6 +171,19 @@ def cache_of_three(decoder: Decoder) -> Cache:
     return decoder.new_cache(CacheShape(pages=6, rings=3, ring_slack=40, kind="f32"))
 
 
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("kind", ["f32", "bf16", "q8_0"])
+def test_every_kind_of_cache_equals_the_reference(kind: str, isa: str) -> None:
+    config = {**CONFIGS["mistral-window"], "head_dim": 96, "num_key_value_heads": 1}
+    source = source_of(oracle(config), config)
+    theirs = run(load(source, ReferenceOps()), [LENGTH], kind=kind)
+    ours = load(source, CPUOps(threads=2, instructions=isa))
+    plain = run(ours, [LENGTH], kind=kind)
+    # Rounded keys differ where a number lies half-way between two: a flip of one last bit.
+    assert relative_error(plain, theirs) < {"f32": 1e-5, "bf16": 2e-3, "q8_0": 5e-3}[kind]
+    assert np.array_equal(plain, run(ours, [17, 1, 1, 40, 21], kind=kind))
+
+
 def test_malformed_shapes_raise_before_native_code() -> None:
     ops = CPUOps(threads=1)
     table = ops.pack(stored("f32", 16, 64))

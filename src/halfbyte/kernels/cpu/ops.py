@@ -28,6 +28,7 @@ from halfbyte.specs import (
     Activation,
     AttentionSpec,
     ExpertSpec,
+    KVType,
     ModelSpec,
     RopeSpec,
     Scheme,
@@ -35,6 +36,7 @@ from halfbyte.specs import (
 
 # In the order of csrc/kernels.h.
 NATIVE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
+CELLS: tuple[KVType, ...] = ("f32", "bf16", "q8_0")
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
 INSTRUCTION_SETS = ("avx512-vnni", "avx2")
 GROUP = 16
@@ -107,15 +109,18 @@ class CPUOps:
         return self._native.read_bandwidth(self._pool, self.instructions, BANDWIDTH_BYTES)
 
     def new_kv(self, layout: KVLayout) -> Any:
-        if layout.kind == "q8_0":
-            raise UnsupportedError("a q8_0 cache in the native op set", hint="use --kv bf16")
+        if layout.kind == "q8_0" and layout.head_dim % 32:
+            raise UnsupportedError(
+                f"a q8_0 cache needs a head dim that is a multiple of 32, not {layout.head_dim}",
+                hint="use --kv bf16",
+            )
         return self._native.Cells(
             layout.kv_heads,
             layout.head_dim,
             layout.num_cells,
             layout.stride,
             layout.sliding,
-            layout.kind == "f32",
+            CELLS.index(layout.kind),
         )
 
     def embed(self, rows: Rows, table: Packed, scale: float) -> Buffer:
