@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from oracle import CONFIGS, oracle, source_of
 from sabotage import FAULTS, TEXT_FAULTS, Fault, measured, planted, sound, stored
+from torch import Tensor
 
 from halfbyte.errors import IntegrityError
 from halfbyte.evals.diagnose import differences, likely_causes
@@ -70,6 +73,27 @@ def test_a_fault_of_the_text_is_told(fault: Fault) -> None:
 def assets_of(source: Source) -> TextAssets:
     assert source.assets is not None
     return source.assets
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("layers.0.attn.q.weight", lambda w: w.T, "transposed"),
+        ("layers.0.mlp.up.weight", lambda w: 3 * w, "multiplied by 3"),
+        ("layers.0.mlp.up.weight", lambda w: w.roll(-1, 0), "one too early"),
+        ("layers.0.mlp.up.weight", lambda w: w.roll(7, 0), "which rounding does not explain"),
+        ("layers.3.experts.down.weight", lambda w: -w, "multiplied by -1"),
+        ("norm.weight", lambda w: w + 0.1, "which rounding does not explain"),
+    ],
+)
+def test_a_tensor_says_what_became_of_it(
+    name: str, change: Callable[[Tensor], Tensor], says: str
+) -> None:
+    config = CONFIGS["gemma4-experts"]
+    good = source_of(oracle(config), config)
+    bad = replace(good, weights={**good.weights, name: change(good.weights[name])})
+    [told] = weight_faults(bad, good)
+    assert told.startswith(f"{name}: ") and says in told
 
 
 def test_missing_stops_are_repaired_from_the_template() -> None:

@@ -85,10 +85,10 @@ def _rotated_head(name: str, model: Source) -> int | None:
 
 
 def _beginning(q: QTensor, multiple: int) -> QTensor:
-    """Up to `ROWS` rows, a whole number of heads."""
-    if len(q.shape) == 1 or q.num_rows <= ROWS:
+    """Up to `ROWS` rows, a whole number of heads; experts one below the other."""
+    if len(q.shape) == 1:
         return q
-    return q.rows(0, max(ROWS // multiple, 1) * multiple)
+    return q.rows(0, min(q.num_rows, max(ROWS // multiple, 1) * multiple))
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:
