@@ -11,7 +11,7 @@ from typing import Any
 import chat_formats
 import pytest
 from chat_formats import tokenizer_and_chat
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from halfbyte.text.answer import Answer, collected
@@ -179,6 +179,7 @@ def test_an_answer_without_marks_is_its_decoding(text: str | bytes) -> None:
         tokenizer, chat = _ready(name)
         is_text = isinstance(text, str)
         ids = tokenizer.encode(text, special=False) if is_text else list(text)  # any 256 bytes
+        assume(not set("<[{") & set(tokenizer.decode(ids)))  # how every mark begins
         assert chat.split(ids, tools=True) == Answer(tokenizer.decode(ids), "")
 
 
