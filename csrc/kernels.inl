@@ -76,10 +76,27 @@ inline void dots(I16& first, I16& second, const B64* w, const int8_t* x) {
     }
 }
 
+// Weights are read once and in order, but the planes of a group are several streams, and at its end
+// they jump to the next group, where the hardware does not look ahead. So each is asked for AHEAD
+// bytes before it is needed, over the end into the next group, and into the second-level cache,
+// which can wait for more lines at once. `step` bytes are used per block.
+constexpr size_t AHEAD = 8192;
+
+template <size_t step>
+inline void ahead(const Weight& w, const uint8_t* group, size_t plane, size_t plane_bytes, int b) {
+    size_t at = size_t(b) * step + AHEAD;
+    if (at >= plane_bytes) at += w.group_bytes - plane_bytes;
+    const uint8_t* p = group + plane + at;
+    for (size_t i = 0; i < step; i += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T1);
+}
+
 template <int M> void q4_0(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
     const int blocks = w.cols / BLOCK;
     const auto* scales = reinterpret_cast<const uint16_t*>(group + size_t(blocks) * 256);
     for (int b = 0; b < blocks; ++b) {
+        ahead<256>(w, group, 0, size_t(blocks) * 256, b);
+        ahead<32>(w, group, size_t(blocks) * 256, size_t(blocks) * 32, b);
         B64 v[8];
         for (int j = 0; j < 4; ++j) {
             const B64 raw = load_bytes(group + size_t(b) * 256 + 64 * j);
@@ -101,6 +118,8 @@ template <int M> void q8_0(const Weight& w, const uint8_t* group, const Input& i
     const int blocks = w.cols / BLOCK;
     const auto* scales = reinterpret_cast<const uint16_t*>(group + size_t(blocks) * 512);
     for (int b = 0; b < blocks; ++b) {
+        ahead<512>(w, group, 0, size_t(blocks) * 512, b);
+        ahead<32>(w, group, size_t(blocks) * 512, size_t(blocks) * 32, b);
         B64 v[8];
         for (int j = 0; j < 8; ++j) v[j] = load_bytes(group + size_t(b) * 512 + 64 * j);
         const F16 d = load_f16(scales + size_t(b) * GROUP);
@@ -123,6 +142,8 @@ template <int M> void q4_k(const Weight& w, const uint8_t* group, const Input& i
     const auto* d = reinterpret_cast<const uint16_t*>(minima + size_t(blocks) * GROUP);
     const uint16_t* dmin = d + size_t(w.cols / SUPER) * GROUP;
     for (int b = 0; b < blocks; ++b) {
+        ahead<256>(w, group, 0, size_t(blocks) * 256, b);
+        ahead<32>(w, group, size_t(blocks) * 256, size_t(blocks) * 32, b);
         B64 v[8];
         for (int j = 0; j < 8; ++j) {
             const B64 raw = load_bytes(group + size_t(b / 2) * 512 + 64 * j);
@@ -151,6 +172,9 @@ template <int M> void q6_k(const Weight& w, const uint8_t* group, const Input& i
     const auto* scales = reinterpret_cast<const int8_t*>(high + size_t(blocks) * 128);
     const auto* d = reinterpret_cast<const uint16_t*>(scales + size_t(blocks) * 2 * GROUP);
     for (int b = 0; b < blocks; ++b) {
+        ahead<256>(w, group, 0, size_t(blocks) * 256, b);
+        ahead<128>(w, group, size_t(blocks) * 256, size_t(blocks) * 128, b);
+        ahead<32>(w, group, size_t(blocks) * 384, size_t(blocks) * 32, b);
         const B64 h0 = load_bytes(high + size_t(b) * 128);
         const B64 h1 = load_bytes(high + size_t(b) * 128 + 64);
         B64 v[8];

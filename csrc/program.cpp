@@ -17,8 +17,6 @@ bool takes_integers(Scheme scheme) {
     return scheme != Scheme::F32 && scheme != Scheme::F16 && scheme != Scheme::BF16;
 }
 
-constexpr int PIECES_PER_THREAD = 8;
-
 // The `used` likeliest experts of a row by ascending index, then their weights: the softmax over
 // all, over the sum of theirs, times each one's scale. Of equal scores the lower index.
 void route(const Mixture& m, const float* scores, float* out) {
@@ -378,10 +376,16 @@ void Program::row_op(const Op& o, const Step& step, int thread, int row, int row
     }
 }
 
-bool Program::take(size_t index, int total, int piece, int& first, int& last) {
-    first = taken_[index].fetch_add(piece, std::memory_order_relaxed);
-    last = std::min(first + piece, total);
-    return first < total;
+// Large pieces first, for streams that run on; small ones at the end, so that no thread waits long.
+bool Program::take(size_t index, int total, int least, int& first, int& last) {
+    first = taken_[index].load(std::memory_order_relaxed);
+    while (first < total) {
+        const int piece = std::max(least, (total - first) / (2 * pool_.threads()));
+        last = std::min(first + piece, total);
+        if (taken_[index].compare_exchange_weak(first, last, std::memory_order_relaxed))
+            return true;
+    }
+    return false;
 }
 
 void Program::split_op(const Op& o, size_t index, const Step& step, int thread) {
@@ -415,9 +419,8 @@ void Program::products(const Op& o, size_t index, const Step& step, int thread) 
     int total = 0;
     for (const Part& part : o.parts) total += part.weight->groups();
     if (joined) total = o.parts[0].weight->groups();
-    const int piece = std::max(1, total / (pool_.threads() * PIECES_PER_THREAD));
     int first, last;
-    while (take(index, total, piece, first, last)) {
+    while (take(index, total, 1, first, last)) {
         if (joined) {
             const Part &gate = o.parts[0], &up = o.parts[1];
             kernels_.gated(*gate.weight, *up.weight, first, last, x,
@@ -449,8 +452,7 @@ void Program::rope(const Op& o, size_t index, const Step& step, int thread) {
     std::vector<float> key(dim), value(dim);
     int first, last;
     const int total = step.rows(ALL) * units;
-    const int piece = std::max(1, std::min(64, total / (pool_.threads() * 2)));
-    while (take(index, total, piece, first, last)) {
+    while (take(index, total, 1, first, last)) {
         for (int u = first; u < last; ++u) {
             const int row = u / units, head = u % units;
             const float* cos = table + size_t(row) * dim;

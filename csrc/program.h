@@ -120,8 +120,8 @@ private:
                   size_t plane_bytes) const;
     float* floats(int buffer, const Step& step, int thread) const;
     Rounded ints(int buffer, const Step& step, int thread) const;
-    // The next piece [first, last) of `total` units, or false when none is left.
-    bool take(size_t index, int total, int piece, int& first, int& last);
+    // The next piece [first, last) of `total` units, of `least` or more; false when none is left.
+    bool take(size_t index, int total, int least, int& first, int& last);
 
     const Kernels& kernels_;
     Pool& pool_;
