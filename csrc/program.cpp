@@ -539,7 +539,7 @@ void Program::experts_out(const Op& o, size_t index, const Step& step, int threa
 // A unit is up to QUERIES (row, head) pairs of one span and one key/value head.
 void Program::attention(const Op& o, size_t index, const Step& step, int thread) {
     const Attention& a = o.attention;
-    const int group = a.heads / a.kv_heads, dim = a.dim;
+    const int group = a.heads / a.kv_heads;
     const int heads = std::min(group, QUERIES), rows = std::max(1, QUERIES / group);
     const int parts = (group + heads - 1) / heads;
     const float* q = floats(o.in[0], step, thread);
@@ -548,31 +548,36 @@ void Program::attention(const Op& o, size_t index, const Step& step, int thread)
     for (const Span& span : step.spans)
         total += (span.count + rows - 1) / rows * a.kv_heads * parts;
     int first, last;
-    while (take(index, total, 1, first, last)) {
-        int unit = first;
-        const Span* span = step.spans.data();
-        while (true) {
-            const int here = (span->count + rows - 1) / rows * a.kv_heads * parts;
-            if (unit < here) break;
-            unit -= here;
-            ++span;
-        }
-        const int part = unit % parts, kv_head = unit / parts % a.kv_heads;
-        const int from = unit / parts / a.kv_heads * rows;
-        const int to = std::min(from + rows, span->count);
-        int positions[QUERIES], count = 0;
-        const float* queries[QUERIES];
-        float* outs[QUERIES];
-        for (int i = from; i < to; ++i)
-            for (int h = part * heads; h < std::min(group, (part + 1) * heads); ++h) {
-                const size_t at =
-                    (size_t(span->row + i) * a.heads + kv_head * group + h) * dim;
-                positions[count] = span->start + i;
-                queries[count] = q + at;
-                outs[count++] = out + at;
-            }
-        kernels_.attend(*o.kv, a, *span, kv_head, count, positions, queries, outs);
+    while (take(index, total, 1, first, last))
+        for (int unit = first; unit < last; ++unit) attend_unit(o, step, unit, q, out);
+}
+
+void Program::attend_unit(const Op& o, const Step& step, int unit, const float* q, float* out) {
+    const Attention& a = o.attention;
+    const int group = a.heads / a.kv_heads, dim = a.dim;
+    const int heads = std::min(group, QUERIES), rows = std::max(1, QUERIES / group);
+    const int parts = (group + heads - 1) / heads;
+    const Span* span = step.spans.data();
+    while (true) {
+        const int here = (span->count + rows - 1) / rows * a.kv_heads * parts;
+        if (unit < here) break;
+        unit -= here;
+        ++span;
     }
+    const int part = unit % parts, kv_head = unit / parts % a.kv_heads;
+    const int from = unit / parts / a.kv_heads * rows;
+    const int to = std::min(from + rows, span->count);
+    int positions[QUERIES], count = 0;
+    const float* queries[QUERIES];
+    float* outs[QUERIES];
+    for (int i = from; i < to; ++i)
+        for (int h = part * heads; h < std::min(group, (part + 1) * heads); ++h) {
+            const size_t at = (size_t(span->row + i) * a.heads + kv_head * group + h) * dim;
+            positions[count] = span->start + i;
+            queries[count] = q + at;
+            outs[count++] = out + at;
+        }
+    kernels_.attend(*o.kv, a, *span, kv_head, count, positions, queries, outs);
 }
 
 }  // namespace hb

@@ -111,6 +111,7 @@ private:
     void products(const Op& op, size_t index, const Step& step, int thread);
     void rope(const Op& op, size_t index, const Step& step, int thread);
     void attention(const Op& op, size_t index, const Step& step, int thread);
+    void attend_unit(const Op& op, const Step& step, int unit, const float* q, float* out);
     void experts_in(const Op& op, size_t index, const Step& step, int thread);
     void experts_out(const Op& op, size_t index, const Step& step, int thread);
     bool replicated(Domain domain, const Step& step) const {
