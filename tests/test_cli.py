@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from halfbyte.cli import VERBS, main
+from halfbyte.cli.inspect import conversions
 from halfbyte.formats.reference import demo_path
+from halfbyte.kernels.cpu import instruction_set
 
 
 class Outcome(NamedTuple):
@@ -79,6 +81,16 @@ def _count(shape: list[int]) -> int:
 def test_inspect_shows_a_page(halfbyte: Halfbyte, stories260k: Path) -> None:
     page = halfbyte("inspect", stories260k, "--tensors").out
     assert "260,032" in page and "layers.4.mlp.down.weight" in page
+
+
+def test_inspect_says_what_is_converted_at_load() -> None:
+    if instruction_set() is None:
+        pytest.skip("the native kernels are not built for this machine")
+    assert conversions({"q4_0", "q6_k", "bf16"}) == []
+    assert conversions({"q5_0", "q4_1", "q4_0"}) == [
+        "f32 on this CPU where q4_1, exactly",
+        "q8_0 on this CPU where q5_0, exactly",
+    ]
 
 
 def test_the_demo_answers(halfbyte: Halfbyte) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from math import isinf
@@ -144,8 +144,25 @@ def _describe_storage(source: Checkpoint) -> None:
     common = sizes.most_common(1)[0][0]
     for scheme, size in sizes.most_common():
         click.echo(f"    {scheme:6} {gib(size):>11}  {_which(rows, scheme, common)}")
+    for line in conversions({scheme for _, shape, scheme, _ in rows if len(shape) > 1}):
+        _say("runs as", line)
     if source.unused:
         _say("not used", f"{len(source.unused)} tensors of other modalities or copies")
+
+
+def conversions(stored: Collection[str]) -> list[str]:
+    """What the native CPU op set converts when it loads a model, for want of a kernel."""
+    from halfbyte.kernels.cpu import CPUOps, instruction_set
+    from halfbyte.specs import lossless_target, scheme_of
+
+    if instruction_set() is None:
+        return []
+    targets = {name: lossless_target(scheme_of(name), CPUOps.schemes).name for name in stored}
+    return [
+        f"{to} on this CPU where {name}, exactly"
+        for name, to in sorted(targets.items())
+        if to != name
+    ]
 
 
 def _which(rows: Sequence[tuple[str, tuple[int, ...], str, int]], scheme: str, common: str) -> str:
