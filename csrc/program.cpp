@@ -17,6 +17,19 @@ bool takes_integers(Scheme scheme) {
     return scheme != Scheme::F32 && scheme != Scheme::F16 && scheme != Scheme::BF16;
 }
 
+// How the attention of a span is cut: up to `rows` rows and `heads` of the `group` heads that share a
+// key/value head make a unit of at most QUERIES (row, head) pairs.
+struct Units {
+    int group, heads, rows, parts, kv_heads;
+    explicit Units(const Attention& a)
+        : group(a.heads / a.kv_heads),
+          heads(std::min(group, QUERIES)),
+          rows(std::max(1, QUERIES / group)),
+          parts((group + heads - 1) / heads),
+          kv_heads(a.kv_heads) {}
+    int of(const Span& span) const { return (span.count + rows - 1) / rows * kv_heads * parts; }
+};
+
 // The `used` likeliest experts of a row by ascending index, then their weights: the softmax over
 // all, over the sum of theirs, times each one's scale. Of equal scores the lower index.
 void route(const Mixture& m, const float* scores, float* out) {
@@ -536,17 +549,14 @@ void Program::experts_out(const Op& o, size_t index, const Step& step, int threa
     }
 }
 
-// A unit is up to QUERIES (row, head) pairs of one span and one key/value head.
 void Program::attention(const Op& o, size_t index, const Step& step, int thread) {
     const Attention& a = o.attention;
-    const int group = a.heads / a.kv_heads;
-    const int heads = std::min(group, QUERIES), rows = std::max(1, QUERIES / group);
-    const int parts = (group + heads - 1) / heads;
+    const Units units(a);
     const float* q = floats(o.in[0], step, thread);
     float* out = floats(o.out, step, thread);
     int total = 0;
     for (const Span& span : step.spans)
-        total += (span.count + rows - 1) / rows * a.kv_heads * parts;
+        total += units.of(span);
     int first, last;
     while (take(index, total, 1, first, last))
         for (int unit = first; unit < last; ++unit) attend_unit(o, step, unit, q, out);
@@ -554,18 +564,12 @@ void Program::attention(const Op& o, size_t index, const Step& step, int thread)
 
 void Program::attend_unit(const Op& o, const Step& step, int unit, const float* q, float* out) {
     const Attention& a = o.attention;
-    const int group = a.heads / a.kv_heads, dim = a.dim;
-    const int heads = std::min(group, QUERIES), rows = std::max(1, QUERIES / group);
-    const int parts = (group + heads - 1) / heads;
+    const auto [group, heads, rows, parts, kv_heads] = Units(a);
+    const int dim = a.dim;
     const Span* span = step.spans.data();
-    while (true) {
-        const int here = (span->count + rows - 1) / rows * a.kv_heads * parts;
-        if (unit < here) break;
-        unit -= here;
-        ++span;
-    }
-    const int part = unit % parts, kv_head = unit / parts % a.kv_heads;
-    const int from = unit / parts / a.kv_heads * rows;
+    for (const Units units(a); unit >= units.of(*span); ++span) unit -= units.of(*span);
+    const int part = unit % parts, kv_head = unit / parts % kv_heads;
+    const int from = unit / parts / kv_heads * rows;
     const int to = std::min(from + rows, span->count);
     int positions[QUERIES], count = 0;
     const float* queries[QUERIES];

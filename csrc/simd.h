@@ -100,15 +100,6 @@ inline I16 dot_full(I16 acc, B64 w, const int8_t* x) { return dot_small(acc, w, 
 inline float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
 inline int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
-inline void store_bf16(uint16_t* p, F16 a) {
-    // round to nearest, ties to even; finite values
-    const __m512i bits = _mm512_castps_si512(a.v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i moved =
-        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(moved, 16)));
-}
 
 #else  // AVX2, FMA, F16C
 
@@ -274,15 +265,6 @@ inline int32_t sum(I16 x) {
     store_i32(lanes, x);
     for (int32_t lane : lanes) total += lane;
     return total;
-}
-inline void store_bf16(uint16_t* p, F16 x) {
-    float lanes[16];
-    store(lanes, x);
-    for (int i = 0; i < 16; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, lanes + i, 4);
-        p[i] = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-    }
 }
 
 #endif
