@@ -219,8 +219,6 @@ def _layer(
     window: int | None,
     width: int,
 ) -> LayerSpec:
-    if heads % kv_heads:
-        raise IntegrityError(f"{heads} heads cannot share {kv_heads} key/value heads evenly")
     return LayerSpec(
         attention=AttentionSpec(
             heads=heads,

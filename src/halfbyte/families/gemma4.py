@@ -331,8 +331,6 @@ def _layer(
     experts: ExpertSpec | None,
     kv_source: int | None,
 ) -> LayerSpec:
-    if heads % kv_heads:
-        raise IntegrityError(f"{heads} heads cannot share {kv_heads} key/value heads evenly")
     return LayerSpec(
         attention=AttentionSpec(
             heads=heads,

@@ -36,7 +36,7 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
         LayerSpec(
             attention=AttentionSpec(
                 heads=heads,
-                kv_heads=_kv_heads(fields, heads),
+                kv_heads=fields.integer("num_key_value_heads", heads),
                 head_dim=head_dim,
                 rope=rope,
                 scale=head_dim**-0.5,
@@ -63,13 +63,6 @@ def from_config(config: Mapping[str, Any]) -> ModelSpec:
         tied_head=fields.flag("tie_word_embeddings"),
         layers=layers,
     )
-
-
-def _kv_heads(fields: Fields, heads: int) -> int:
-    kv_heads = fields.integer("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise IntegrityError(f"{heads} heads cannot share {kv_heads} key/value heads evenly")
-    return kv_heads
 
 
 def _config_rope(fields: Fields, head_dim: int) -> RopeSpec:

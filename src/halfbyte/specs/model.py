@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from math import isinf, prod
 from typing import Literal
 
+from halfbyte.errors import IntegrityError
+
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -60,6 +62,12 @@ class AttentionSpec:
     qk_norm: bool = False
     value_norm: bool = False
     shares_kv: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise IntegrityError(
+                f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly"
+            )
 
     @property
     def query_width(self) -> int:
