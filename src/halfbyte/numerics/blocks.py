@@ -28,7 +28,7 @@ from halfbyte.numerics.packing import (
     write_half,
     write_nibbles,
 )
-from halfbyte.numerics.scales import Grid, inverse, nearest, search, signed_extremum
+from halfbyte.numerics.scales import Grid, Scales, inverse, search, signed_extremum
 
 Q4_GRID = Grid(low=-8, high=7)
 Q8_GRID = Grid(low=-127, high=127)
@@ -40,13 +40,20 @@ def decode_q8_0(blocks: Tensor) -> Tensor:
     return _scaled(blocks[:, 2:].view(torch.int8), blocks)
 
 
-def encode_q8_0(x: Tensor, by_search: bool, weights: Tensor | None) -> Tensor:
-    if by_search:
-        scale = search(x, Q8_GRID, round_half, weights)
-        integers = nearest(x, scale, Q8_GRID)
-    else:
-        scale = signed_extremum(x).abs_().div_(127)
-        integers = _round_half_away(x * inverse(scale))
+def encode_q8_0(x: Tensor) -> Tensor:
+    scale = signed_extremum(x).abs_().div_(127)
+    return _q8_0_of(_round_half_away(x * inverse(scale)), scale)
+
+
+def choose_q8_0(x: Tensor, weights: Tensor | None) -> Scales:
+    return Q8_GRID.scales(search(x, Q8_GRID, round_half, weights))
+
+
+def write_q8_0(integers: Tensor, scales: Scales) -> Tensor:
+    return _q8_0_of(integers, scales.step)
+
+
+def _q8_0_of(integers: Tensor, scale: Tensor) -> Tensor:
     return torch.cat([write_half(scale), integers.to(torch.int8).view(torch.uint8)], dim=1)
 
 
@@ -59,15 +66,27 @@ def integers_q4_0(blocks: Tensor) -> Tensor:
     return read_nibbles(blocks[:, 2:]).to(torch.int8).sub_(8)
 
 
-def encode_q4_0(x: Tensor, by_search: bool, weights: Tensor | None) -> Tensor:
-    if by_search:
-        scale = search(x, Q4_GRID, round_half, weights)
-        integers = nearest(x, scale, Q4_GRID).add_(8)
-    else:
-        scale = signed_extremum(x).div_(-8)
-        integers = (x * inverse(scale)).add_(8.5)  # in [0.5, 16.5]; the cast below truncates
-    nibbles = integers.to(torch.uint8).clamp_(max=15)
+def encode_q4_0(x: Tensor) -> Tensor:
+    scale = signed_extremum(x).div_(-8)
+    nibbles = (x * inverse(scale)).add_(8.5)  # in [0.5, 16.5]; the cast below truncates
+    return _q4_0_of(nibbles.to(torch.uint8).clamp_(max=15), scale)
+
+
+def choose_q4_0(x: Tensor, weights: Tensor | None) -> Scales:
+    return Q4_GRID.scales(search(x, Q4_GRID, round_half, weights))
+
+
+def write_q4_0(integers: Tensor, scales: Scales) -> Tensor:
+    return _q4_0_of((integers + 8).to(torch.uint8), scales.step)
+
+
+def _q4_0_of(nibbles: Tensor, scale: Tensor) -> Tensor:
     return torch.cat([write_half(scale), write_nibbles(nibbles)], dim=1)
+
+
+def storable(wished: Tensor, _scales: Scales) -> Tensor:
+    """Steps as fp16 holds them."""
+    return round_half(wished)
 
 
 def decode_q4_1(blocks: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
 from halfbyte.numerics import blocks, plain, superblocks
+from halfbyte.numerics.grids import GRIDS, grid_of, nearest_on
 from halfbyte.numerics.qtensor import QTensor
+from halfbyte.numerics.scales import Scales, joined
 from halfbyte.specs import Method, Scheme
 
 TILE = 1 << 20  # weights handled at once; a few f32 temporaries of this size exist at a time
@@ -30,12 +32,12 @@ CONVERT_CHUNK = 1 << 23  # weights decoded at once by `convert`: 32 MiB of f32
 class Codec(NamedTuple):
     """`decode`: bytes [n, block_bytes] -> f32 [n, block].
 
-    `encode`: (f32 [n, block], by search or not, weights of the error [n, block] or None) -> bytes;
-    None for a scheme that we read but do not write.
+    `encode`: f32 [n, block] -> bytes, rounded to nearest; None for a scheme that we read but do not
+    write. A search goes by the scheme's grid (`halfbyte.numerics.grids`), where it has one.
     """
 
     decode: Callable[[Tensor], Tensor]
-    encode: Callable[[Tensor, bool, Tensor | None], Tensor] | None
+    encode: Callable[[Tensor], Tensor] | None
 
 
 CODECS: dict[str, Codec] = {
@@ -102,16 +104,42 @@ def encode(
     """
     encode_blocks = _encoder(scheme)
     _check_arguments(weight, method, importance)
+    grid = GRIDS.get(scheme.name) if method == "search" else None
     data = np.empty((weight.shape[:-1].numel(), scheme.row_bytes(weight.shape[-1])), dtype=np.uint8)
     stored = torch.from_numpy(data).view(-1, scheme.block_bytes)
-    flat = weight.detach().reshape(-1, scheme.block)
-    for start, stop in _tiles(len(flat), scheme):
-        tile = flat[start:stop].float()
-        if not _finite(tile):
-            raise _not_numbers(flat, scheme)
-        weights = None if importance is None else _weights_of(tile, start, importance)
-        stored[start:stop] = encode_blocks(tile, method == "search", weights)
+    for (start, stop), tile in _finite_tiles(weight, scheme):
+        if grid is None:
+            stored[start:stop] = encode_blocks(tile)
+        else:
+            scales = grid.choose(tile, _weights_of(tile, start, importance))
+            stored[start:stop] = grid.write(nearest_on(tile, scales), scales)
     return QTensor(scheme, tuple(weight.shape), data)
+
+
+def choose_scales(weight: Tensor, scheme: Scheme, importance: Tensor | None = None) -> Scales:
+    """The scales [N, groups] that a search stores for `weight` [N, K]. Raises as `encode` does."""
+    grid = grid_of(scheme)
+    _check_arguments(weight, "search", importance)
+    scheme.row_bytes(weight.shape[-1])
+    groups = weight.shape[1] // grid.group
+    chosen = [
+        grid.choose(tile, _weights_of(tile, start, importance)).each(Tensor.flatten)
+        for (start, _), tile in _finite_tiles(weight, scheme)
+    ]
+    return joined(chosen).each(lambda field: field.view(-1, groups))
+
+
+def store(integers: Tensor, scales: Scales, scheme: Scheme) -> QTensor:
+    """Integers [N, K] and scales [N, groups] as the bytes of `scheme`: a pure packing."""
+    grid, shape = grid_of(scheme), tuple(integers.shape)
+    data = np.empty((shape[0], scheme.row_bytes(shape[1])), dtype=np.uint8)
+    step = max(1, TILE // shape[1])
+    for start in range(0, shape[0], step):
+        rows = slice(start, start + step)
+        parts = scales.each(lambda f, rows=rows: f[rows].reshape(-1, scheme.block // grid.group))
+        written = grid.write(integers[rows].reshape(-1, scheme.block), parts)
+        data[rows] = written.view(-1, data.shape[1]).numpy(force=True)
+    return QTensor(scheme, shape, data)
 
 
 def convert(q: QTensor, scheme: Scheme, *, method: Method = "rtn") -> QTensor:
@@ -143,7 +171,7 @@ def _repacked(q: QTensor, scheme: Scheme, repack: Callable[[Tensor], Tensor]) ->
     return QTensor(scheme, q.shape, data)
 
 
-def _encoder(scheme: Scheme) -> Callable[[Tensor, bool, Tensor | None], Tensor]:
+def _encoder(scheme: Scheme) -> Callable[[Tensor], Tensor]:
     encode_blocks = CODECS[scheme.name].encode
     if encode_blocks is None:
         able = ", ".join(name for name, codec in CODECS.items() if codec.encode)
@@ -173,8 +201,20 @@ def _check_arguments(weight: Tensor, method: Method, importance: Tensor | None) 
         )
 
 
-def _weights_of(tile: Tensor, start: int, importance: Tensor) -> Tensor:
+def _finite_tiles(weight: Tensor, scheme: Scheme) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Each range of blocks with its weights, f32 [n, block]."""
+    flat = weight.detach().reshape(-1, scheme.block)
+    for start, stop in _tiles(len(flat), scheme):
+        tile = flat[start:stop].float()
+        if not _finite(tile):
+            raise _not_numbers(flat, scheme)
+        yield (start, stop), tile
+
+
+def _weights_of(tile: Tensor, start: int, importance: Tensor | None) -> Tensor | None:
     """The importance of every weight of a tile that begins at block `start`; the largest is 1."""
+    if importance is None:
+        return None
     values = importance.detach().to(tile.device, torch.float32)
     table = (values / values.max().clamp(min=1e-30)).view(-1, tile.shape[1])
     blocks = torch.arange(start, start + len(tile), device=tile.device)

@@ -16,7 +16,7 @@ def decode_f32(blocks: Tensor) -> Tensor:
     return blocks.view(torch.float32)
 
 
-def encode_f32(x: Tensor, _search: bool, _weights: Tensor | None) -> Tensor:
+def encode_f32(x: Tensor) -> Tensor:
     return x.view(torch.uint8)
 
 
@@ -24,7 +24,7 @@ def decode_f16(blocks: Tensor) -> Tensor:
     return read_half(blocks)
 
 
-def encode_f16(x: Tensor, _search: bool, _weights: Tensor | None) -> Tensor:
+def encode_f16(x: Tensor) -> Tensor:
     return write_half(x)
 
 
@@ -32,7 +32,7 @@ def decode_bf16(blocks: Tensor) -> Tensor:
     return blocks.view(torch.bfloat16).float()
 
 
-def encode_bf16(x: Tensor, _search: bool, _weights: Tensor | None) -> Tensor:
+def encode_bf16(x: Tensor) -> Tensor:
     rounded = x.bfloat16()
     if not bool(rounded.isfinite().all()):
         raise UnsupportedError(

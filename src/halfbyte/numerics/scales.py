@@ -13,7 +13,7 @@ Idea: the scale searches of ggml's quantizers; the rounding of every candidate f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,42 @@ from torch import Tensor
 # Where to look, in levels, around the two rules "the extremum becomes `low`" and "... `high`".
 FINE = tuple(0.9 * step / 5 for step in range(-5, 6))
 COARSE = (FINE[0], FINE[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scales:
+    """How groups of weights are stored, but for their integers: a weight is step * integer.
+
+    `step`, `low` and `high` (the ends of the integers) are f32 [rows, groups], exactly as stored.
+    `unit` [rows, groups] is what the step is a whole multiple of, where the scheme has that.
+    """
+
+    step: Tensor
+    low: Tensor
+    high: Tensor
+    unit: Tensor | None = None
+
+    @property
+    def inverse(self) -> Tensor:
+        return inverse(self.step)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Scales:
+        """The same of every field."""
+        unit = None if self.unit is None else change(self.unit)
+        return Scales(
+            step=change(self.step), low=change(self.low), high=change(self.high), unit=unit
+        )
+
+
+def joined(parts: Sequence[Scales]) -> Scales:
+    """Scales one after the other."""
+    units = [part.unit for part in parts if part.unit is not None]
+    return Scales(
+        step=torch.cat([part.step for part in parts]),
+        low=torch.cat([part.low for part in parts]),
+        high=torch.cat([part.high for part in parts]),
+        unit=torch.cat(units) if units else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +71,11 @@ class Grid:
     def sides(self) -> tuple[int, ...]:
         """The ends that differ by more than the sign of the scale."""
         return (self.low,) if self.low == -self.high else (self.low, self.high)
+
+    def scales(self, step: Tensor, unit: Tensor | None = None) -> Scales:
+        """Scales of which every group has these ends."""
+        low, high = (torch.full_like(step, end) for end in (self.low, self.high))
+        return Scales(step=step, low=low, high=high, unit=unit)
 
 
 def signed_extremum(x: Tensor) -> Tensor:

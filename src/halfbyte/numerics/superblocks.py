@@ -38,7 +38,7 @@ from halfbyte.numerics.packing import (
     write_half,
     write_nibbles,
 )
-from halfbyte.numerics.scales import Grid, glance, nearest, search, signed_extremum
+from halfbyte.numerics.scales import Grid, Scales, glance, nearest, search, signed_extremum
 
 Q6_GRID = Grid(low=-32, high=31)
 SCALE_GRID = Grid(low=-128, high=127)
@@ -120,22 +120,48 @@ def decode_iq4_xs(blocks: Tensor) -> Tensor:
     return levels(nibbles).float().mul_(scale).flatten(1)
 
 
-def encode_q6_k(x: Tensor, by_search: bool, weights: Tensor | None) -> Tensor:
-    parts = x.reshape(-1, 16)
-    plain = signed_extremum(parts).div_(Q6_GRID.low).view(-1, 16)
-    super_scale = signed_extremum(plain).mul_(HEADROOM / SCALE_GRID.low)  # [n, 1]
-    stored = round_half(super_scale).repeat_interleave(16, dim=0)
+def encode_q6_k(x: Tensor) -> Tensor:
+    parts, unit = x.reshape(-1, 16), _unit_q6_k(x)
+    step = glance(parts, Q6_GRID, lambda wished: _whole_units(wished, unit.view(-1, 1)))
+    return write_q6_k(
+        nearest(parts, step, Q6_GRID).view(-1, 256), Q6_GRID.scales(step.view(-1, 16), unit)
+    )
 
-    def storable(scale: Tensor) -> Tensor:
-        return nearest(scale, stored, SCALE_GRID).mul_(stored)
 
-    if by_search:
-        scale = search(parts, Q6_GRID, storable, None if weights is None else weights.view(-1, 16))
-    else:
-        scale = glance(parts, Q6_GRID, storable)
-    integers = nearest(parts, scale, Q6_GRID).to(torch.int8).view(-1, 16, 16)
-    scales = nearest(scale, stored, SCALE_GRID).to(torch.int8).view(-1, 16)
-    return q6_k_of(write_half(super_scale), scales, integers)
+def choose_q6_k(x: Tensor, weights: Tensor | None) -> Scales:
+    unit = _unit_q6_k(x)
+    step = search(
+        x.reshape(-1, 16),
+        Q6_GRID,
+        lambda wished: _whole_units(wished, unit.view(-1, 1)),
+        None if weights is None else weights.reshape(-1, 16),
+    )
+    return Q6_GRID.scales(step.view(-1, 16), unit)
+
+
+def write_q6_k(integers: Tensor, scales: Scales) -> Tensor:
+    assert scales.unit is not None
+    multiples = nearest(scales.step, scales.unit, SCALE_GRID).to(torch.int8)
+    return q6_k_of(
+        write_half(scales.unit[:, :1]), multiples, integers.to(torch.int8).view(-1, 16, 16)
+    )
+
+
+def storable(wished: Tensor, scales: Scales) -> Tensor:
+    """Steps as 8-bit multiples of the super-scale."""
+    assert scales.unit is not None
+    return _whole_units(wished, scales.unit)
+
+
+def _unit_q6_k(x: Tensor) -> Tensor:
+    """The super-scale of each block as it is stored, for each of its sub-blocks: [n, 16]."""
+    plain = signed_extremum(x.reshape(-1, 16)).div_(Q6_GRID.low).view(-1, 16)
+    wished = signed_extremum(plain).mul_(HEADROOM / SCALE_GRID.low)
+    return round_half(wished).repeat(1, 16)
+
+
+def _whole_units(wished: Tensor, unit: Tensor) -> Tensor:
+    return nearest(wished, unit, SCALE_GRID).mul_(unit)
 
 
 def q6_k_of(super_scale: Tensor, scales: Tensor, integers: Tensor) -> Tensor:
