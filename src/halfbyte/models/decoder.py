@@ -132,15 +132,54 @@ class Decoder:
         self, rows: Rows, caches: Sequence[Array], wanted: Sequence[int] | None = None
     ) -> Array:
         """The normed final states [R, H] that the head is applied to; all rows unless `wanted`."""
+        x, inputs = self.enter(rows)
+        for index, weights in enumerate(self.weights.layers):
+            x = self.attention(x, index, weights, rows, caches[index])
+            x = self.feed_forward(x, index, weights, inputs)
+        return self.leave(x if wanted is None else self.ops.select(x, wanted))
+
+    def enter(self, rows: Rows) -> tuple[Array, Array | None]:
+        """What the layers start from: the embeddings [R, H], and those per layer if there are."""
         x = self.ops.embed(rows, self.weights.embed, self.spec.embed_scale)
-        inputs = self._per_layer_inputs(x, rows)
-        for index, (layer, weights) in enumerate(
-            zip(self.spec.layers, self.weights.layers, strict=True)
-        ):
-            x = self._attention(x, layer, weights, rows, caches[index])
-            x = self._feed_forward(x, layer, weights, inputs, index)
-        if wanted is not None:
-            x = self.ops.select(x, wanted)
+        return x, self._per_layer_inputs(x, rows)
+
+    def attention(
+        self, x: Array, index: int, weights: LayerWeights, rows: Rows, kv: Array
+    ) -> Array:
+        """The first half of layer `index`: [R, H] after attention and its residual."""
+        ops, layer, eps = self.ops, self.spec.layers[index], self.spec.norm_eps
+        q = self._queries(ops.rms_norm(x, weights.attn_norm, eps), layer, weights, rows, kv)
+        mixed = ops.attend(q, attention=layer.attention, rows=rows, kv=kv)
+        mixed = ops.linear(mixed, weights.o)
+        return ops.residual(x, mixed, norm=weights.attn_post_norm, eps=eps)
+
+    def feed_forward(
+        self, x: Array, index: int, weights: LayerWeights, inputs: Array | None
+    ) -> Array:
+        """The second half of layer `index`: [R, H] as the layer ends."""
+        ops, layer, eps = self.ops, self.spec.layers[index], self.spec.norm_eps
+        activation = layer.mlp.activation
+        gated = ops.gated_mlp(
+            ops.rms_norm(x, weights.mlp_norm, eps),
+            gate=weights.gate,
+            up=weights.up,
+            down=weights.down,
+            activation=activation,
+        )
+        if weights.mixture is not None:
+            gated = self._with_experts(gated, x, layer, weights.mixture)
+        entry = weights.per_layer
+        if entry is None:
+            norm, scalar = weights.mlp_post_norm, weights.scalar
+            return ops.residual(x, gated, norm=norm, eps=eps, scalar=scalar)
+        x = ops.residual(x, gated, norm=weights.mlp_post_norm, eps=eps)
+        update = ops.per_layer_update(
+            x, inputs, index, gate=entry.gate, out=entry.out, activation=activation
+        )
+        return ops.residual(x, update, norm=entry.norm, eps=eps, scalar=weights.scalar)
+
+    def leave(self, x: Array) -> Array:
+        """The final norm."""
         return self.ops.rms_norm(x, self.weights.norm, self.spec.norm_eps)
 
     def logits(self, hidden: Array) -> Array:
@@ -181,15 +220,6 @@ class Decoder:
             scale=spec.context_scale,
         )
 
-    def _attention(
-        self, x: Array, layer: LayerSpec, weights: LayerWeights, rows: Rows, kv: Array
-    ) -> Array:
-        ops, eps = self.ops, self.spec.norm_eps
-        q = self._queries(ops.rms_norm(x, weights.attn_norm, eps), layer, weights, rows, kv)
-        mixed = ops.attend(q, attention=layer.attention, rows=rows, kv=kv)
-        mixed = ops.linear(mixed, weights.o)
-        return ops.residual(x, mixed, norm=weights.attn_post_norm, eps=eps)
-
     def _queries(
         self, x: Array, layer: LayerSpec, weights: LayerWeights, rows: Rows, kv: Array
     ) -> Array:
@@ -211,29 +241,6 @@ class Decoder:
             rows=rows,
             kv=kv,
         )
-
-    def _feed_forward(
-        self, x: Array, layer: LayerSpec, weights: LayerWeights, inputs: Array | None, index: int
-    ) -> Array:
-        ops, eps, activation = self.ops, self.spec.norm_eps, layer.mlp.activation
-        gated = ops.gated_mlp(
-            ops.rms_norm(x, weights.mlp_norm, eps),
-            gate=weights.gate,
-            up=weights.up,
-            down=weights.down,
-            activation=activation,
-        )
-        if weights.mixture is not None:
-            gated = self._with_experts(gated, x, layer, weights.mixture)
-        entry = weights.per_layer
-        if entry is None:
-            norm, scalar = weights.mlp_post_norm, weights.scalar
-            return ops.residual(x, gated, norm=norm, eps=eps, scalar=scalar)
-        x = ops.residual(x, gated, norm=weights.mlp_post_norm, eps=eps)
-        update = ops.per_layer_update(
-            x, inputs, index, gate=entry.gate, out=entry.out, activation=activation
-        )
-        return ops.residual(x, update, norm=entry.norm, eps=eps, scalar=weights.scalar)
 
     def _with_experts(
         self, gated: Array, x: Array, layer: LayerSpec, weights: MixtureWeights

@@ -22,10 +22,11 @@ from halfbyte.models.decoder import (
     Weights,
 )
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, LayerSpec, ModelSpec, lossless_target
+from halfbyte.specs import SCHEMES, ModelSpec, lossless_target
 
 Updates = Mapping[str, tuple[LowRank | None, ...]]
 """Name of a weight -> what each adapter adds to it; weights that none changes are left out."""
+NO_UPDATES: Updates = {}
 
 
 def load(
@@ -84,15 +85,12 @@ def _runnable(q: QTensor, ops: OpSet) -> QTensor:
     return convert(q, target)
 
 
-def _weights(spec: ModelSpec, packed: dict[str, Array], updates: Updates) -> Weights:
+def _weights(spec: ModelSpec, packed: Mapping[str, Array], updates: Updates) -> Weights:
     embed = packed["embed.weight"]
     return Weights(
         embed=embed,
-        per_layer=_per_layer(_Packed(packed, updates, "per_layer.")) if spec.per_layer else None,
-        layers=[
-            _layer(_Packed(packed, updates, f"layers.{index}."), layer)
-            for index, layer in enumerate(spec.layers)
-        ],
+        per_layer=per_layer_weights(packed, updates) if spec.per_layer else None,
+        layers=[layer_weights(packed, spec, index, updates) for index in range(len(spec.layers))],
         norm=packed["norm.weight"],
         head=embed if spec.tied_head else packed["head.weight"],
     )
@@ -102,7 +100,7 @@ def _weights(spec: ModelSpec, packed: dict[str, Array], updates: Updates) -> Wei
 class _Packed:
     """Packed tensors under a beginning of their names, and the updates of linears."""
 
-    tensors: dict[str, Array]
+    tensors: Mapping[str, Array]
     updates: Updates
     at: str
 
@@ -123,7 +121,11 @@ class _Packed:
         return None if self.get(f"{name}.weight") is None else self.linear(name)
 
 
-def _per_layer(packed: _Packed) -> PerLayerWeights:
+def per_layer_weights(
+    tensors: Mapping[str, Array], updates: Updates = NO_UPDATES
+) -> PerLayerWeights:
+    """Where the embeddings per layer come from, among packed tensors by our names."""
+    packed = _Packed(tensors, updates, "per_layer.")
     return PerLayerWeights(
         embed=packed["embed.weight"],
         project=packed.linear("project"),
@@ -131,7 +133,11 @@ def _per_layer(packed: _Packed) -> PerLayerWeights:
     )
 
 
-def _layer(packed: _Packed, layer: LayerSpec) -> LayerWeights:
+def layer_weights(
+    tensors: Mapping[str, Array], spec: ModelSpec, index: int, updates: Updates = NO_UPDATES
+) -> LayerWeights:
+    """Layer `index` among packed tensors by our names."""
+    packed, layer = _Packed(tensors, updates, f"layers.{index}."), spec.layers[index]
     return LayerWeights(
         attn_norm=packed["attn_norm.weight"],
         q=packed.linear("attn.q"),
