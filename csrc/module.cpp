@@ -68,7 +68,8 @@ double read_bandwidth(Pool& pool, const std::string& isa, size_t bytes) {
 class PackedWeight {
 public:
     PackedWeight(Pool& pool, int scheme, int rows, int cols, Array8 stored)
-        : memory_(group_bytes(Scheme(scheme), cols) * size_t((rows + GROUP - 1) / GROUP)),
+        : memory_(group_bytes(Scheme(scheme), cols) * size_t((rows + GROUP - 1) / GROUP),
+                  Pages::LARGE_LATER),
           pool_(pool) {
         require(0 <= scheme && scheme <= int(Scheme::Q6_K), "unknown scheme");
         require(rows > 0 && cols > 0, "a weight has rows and columns");
@@ -78,33 +79,51 @@ public:
         weight_ = {Scheme(scheme), rows, cols, group_bytes(Scheme(scheme), cols), memory_.data()};
         const uint8_t* data = stored.data();
         const nb::gil_scoped_release nogil;
-        over_groups([&](int g) { pack_group(weight_, data, g); });
+        const size_t bytes = weight_.group_bytes;
+        const int ahead = int(POPULATED / bytes) + 1;
+        over_groups([&](int g, int first) {
+            if ((g - first) % ahead == 0)
+                memory_.populate(bytes * size_t(g), bytes * size_t(g + ahead));
+            pack_group(weight_, data, g);
+        });
     }
 
     nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>> unpack() const {
         const size_t bytes = row_bytes(weight_.scheme, weight_.cols);
         auto* data = new uint8_t[bytes * size_t(weight_.rows)]();
         nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
-        over_groups([&](int g) { unpack_group(weight_, data, g); });
+        over_groups([&](int g, int) { unpack_group(weight_, data, g); });
         return {data, {size_t(weight_.rows), bytes}, owner};
     }
 
     const Weight& weight() const { return weight_; }
+    const Bytes& memory() const { return memory_; }
     size_t nbytes() const { return memory_.size(); }
 
 private:
+    static constexpr size_t POPULATED = size_t(1) << 18;  // bytes that stay in cache until packed
     template <typename Each> void over_groups(Each each) const {
         const int groups = weight_.groups(), threads = pool_.threads();
         pool_.run([&](int thread) {
             const int first = int(int64_t(groups) * thread / threads);
             const int last = int(int64_t(groups) * (thread + 1) / threads);
-            for (int g = first; g < last; ++g) each(g);
+            for (int g = first; g < last; ++g) each(g, first);
         });
     }
     Weight weight_{};
     Bytes memory_;
     Pool& pool_;
 };
+
+// Collapses the weights' memory into large pages, beside whatever runs.
+void settle(Pool& pool, const std::vector<const PackedWeight*>& weights) {
+    std::vector<std::pair<uint8_t*, size_t>> ranges;
+    for (const PackedWeight* weight : weights)
+        ranges.emplace_back(weight->memory().data(), weight->memory().size());
+    pool.beside([ranges](const Pool::Ending& ending) {
+        for (const auto& [data, size] : ranges) collapse(data, size, ending);
+    });
+}
 
 class Vector {
 public:
@@ -305,6 +324,7 @@ private:
 NB_MODULE(_cpu, m) {
     m.def("supports", &supports);
     m.def("read_bandwidth", &read_bandwidth);
+    m.def("settle", &settle);
 
     nb::class_<Pool>(m, "Pool")
         .def(nb::init<int>())

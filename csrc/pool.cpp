@@ -18,14 +18,19 @@ Pool::Pool(int threads) : threads_(threads < 1 ? 1 : threads) {}
 Pool::~Pool() { stop(); }
 
 void Pool::start() {
+    if (shared_ != nullptr && owner_ == getpid()) return;
     owner_ = getpid();
     shared_ = new Shared;
-    // Signals are for the caller's thread.
+    for (int thread = 1; thread < threads_; ++thread)
+        add([shared = shared_, thread] { work(shared, thread); });
+}
+
+// Signals are for the caller's thread.
+void Pool::add(std::function<void()> work) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (int thread = 1; thread < threads_; ++thread)
-        shared_->workers.emplace_back(work, shared_, thread);
+    shared_->workers.emplace_back(std::move(work));
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
@@ -41,7 +46,7 @@ void Pool::stop() {
 
 void Pool::run(const std::function<void(int)>& job) {
     if (threads_ == 1) return job(0);
-    if (shared_ == nullptr || owner_ != getpid()) start();
+    start();
     Shared& s = *shared_;
     s.job = &job;
     s.done.store(0, std::memory_order_relaxed);
@@ -50,6 +55,11 @@ void Pool::run(const std::function<void(int)>& job) {
     job(0);
     for (int spins = 0; s.done.load(std::memory_order_acquire) != uint32_t(threads_ - 1); ++spins)
         spins < BARRIER_SPINS ? _mm_pause() : static_cast<void>(sched_yield());
+}
+
+void Pool::beside(std::function<void(const Ending&)> job) {
+    start();
+    add([shared = shared_, job = std::move(job)] { job([shared] { return shared->ending.load(); }); });
 }
 
 void Pool::barrier() {

@@ -26,6 +26,10 @@ public:
     // All threads of the running job meet here.
     void barrier();
 
+    // Runs a job once on a thread of its own, while others run; `ending()` tells it to return.
+    using Ending = std::function<bool()>;
+    void beside(std::function<void(const Ending& ending)> job);
+
 private:
     // What the threads share. It is leaked in a forked child, whose threads are not there.
     struct Shared {
@@ -36,6 +40,7 @@ private:
     };
     void start();
     void stop();
+    void add(std::function<void()> work);
     static void work(Shared* shared, int thread);
 
     int threads_;

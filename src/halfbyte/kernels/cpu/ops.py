@@ -13,7 +13,7 @@ csrc/.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ class CPUOps:
         self.name = f"native CPU ({found})"
         self.packed_bytes = 0
         self._pool = self._native.Pool(threads)
+        self._fresh: list[Any] = []
         self._program: Any = None
         self._softcap = 0.0
 
@@ -99,6 +100,7 @@ class CPUOps:
         else:
             scheme = NATIVE.index(q.scheme.name)
             packed = self._native.Weight(self._pool, scheme, q.num_rows, q.width, q.data)
+            self._fresh.append(packed)
         self.packed_bytes += packed.nbytes
         return Packed(q.scheme, q.shape, packed)
 
@@ -252,7 +254,13 @@ class CPUOps:
         self._program = program = self._native.Program(self._pool, self.instructions)
         program.finish(graph(Rows(token_ids=(), spans=()), ()), self._softcap)
         self._program = None
-        return CPUStep(program)
+        return CPUStep(program, self._settle)
+
+    def _settle(self) -> None:
+        """Begins to move what was packed since the last time into large pages."""
+        if self._fresh:
+            self._native.settle(self._pool, self._fresh)
+            self._fresh = []
 
     def _attention(self, attention: AttentionSpec, eps: float) -> Any:
         return self._native.Attention(
@@ -267,10 +275,14 @@ class CPUOps:
 
 
 class CPUStep:
-    """A recorded step. The logits it returns are overwritten by its next run."""
+    """A recorded step. The logits it returns are overwritten by its next run.
 
-    def __init__(self, program: Any) -> None:
+    `settle` is called after every run: what makes the next ones faster should not delay the first.
+    """
+
+    def __init__(self, program: Any, settle: Callable[[], None]) -> None:
         self._program = program
+        self._settle = settle
 
     def __call__(self, rows: Rows, wanted: Sequence[int]) -> NDArray[np.float32]:
         pages: list[int] = []
@@ -278,12 +290,14 @@ class CPUStep:
         for span in rows.spans:
             spans.append((span.start, span.count, span.ring, len(pages), len(span.pages)))
             pages.extend(span.pages)
-        return self._program.run(
+        logits = self._program.run(
             np.array(rows.token_ids, dtype=np.int32),
             np.array(spans, dtype=np.int32),
             np.array(pages, dtype=np.int32),
             np.array(wanted, dtype=np.int32),
         )
+        self._settle()
+        return logits
 
 
 def frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
