@@ -68,6 +68,7 @@ struct Attention {
     int heads, kv_heads, dim, window;  // window 0: all positions
     float scale, eps;
     bool value_norm;
+    int ahead;  // queries are rotated as if so many positions later
 };
 
 // Consecutive positions [start, start + count) of one sequence; they are rows [row, row + count).

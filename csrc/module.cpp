@@ -24,6 +24,7 @@ namespace {
 using Array8 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Array32 = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 using ArrayF = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using RowsF = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void require(bool good, const char* what) {
     if (!good) throw std::invalid_argument(what);
@@ -200,12 +201,6 @@ public:
                     width(v) == width(k) && frequencies.size() * 2 == size_t(a.dim) &&
                     cells.kv().heads == a.kv_heads && cells.kv().dim == a.dim,
                 "the projections do not fit the attention");
-        if (!cells.kv().sliding) {
-            page_len_ = cells.kv().stride;
-            num_pages_ = cells.kv().cells / size_t(cells.kv().stride);
-        } else {
-            num_rings_ = cells.kv().cells / size_t(cells.kv().stride);
-        }
         return wide(program_.rope_and_store(q, k, v, data_of(q_norm, a.dim),
                                             data_of(k_norm, a.dim), a, frequencies, &cells.kv()),
                     width(q));
@@ -242,7 +237,13 @@ public:
         require(width(q) == a.heads * a.dim && a.heads % a.kv_heads == 0 &&
                     (a.window > 0) == cells.kv().sliding,
                 "the queries do not fit the attention");
-        if (cells.kv().sliding) require(a.window <= cells.kv().stride, "the ring is too short");
+        if (cells.kv().sliding) {
+            require(a.window <= cells.kv().stride, "the ring is too short");
+            num_rings_ = cells.kv().cells / size_t(cells.kv().stride);
+        } else {
+            page_len_ = cells.kv().stride;
+            num_pages_ = cells.kv().cells / size_t(cells.kv().stride);
+        }
         return wide(program_.attend(q, a, &cells.kv()), width(q));
     }
     int residual(int x, int update, const Vector* norm, float eps, const Vector* scalar) {
@@ -251,16 +252,33 @@ public:
                     width(x));
     }
     int select(int x) { return wide(program_.select(x), width(x)); }
-    void finish(int logits, float softcap) {
-        (void)width(logits);
-        program_.finish(logits, softcap);
+    int given(int width) {
+        require(width > 0 && given_ == 0, "states are given once, and have a width");
+        given_ = width;
+        return wide(program_.given(width), width);
+    }
+    int concat(int a, int b) { return wide(program_.concat(a, b), width(a) + width(b)); }
+    int clusters(int x, int scores, const PackedWeight& head, int used) {
+        const Weight& w = head.weight();
+        const int count = width(scores);
+        require(0 < used && used <= count && w.rows % count == 0 &&
+                    w.rows / count % GROUP == 0 && w.cols == width(x),
+                "the clusters do not fit");
+        return wide(program_.clusters(x, scores, &w, count, used), w.rows);
+    }
+    void finish(const std::vector<int>& outputs, float softcap) {
+        require(!outputs.empty(), "nothing comes out");
+        for (int output : outputs) (void)width(output);
+        program_.finish(outputs, softcap);
     }
 
     // spans: [n, 5] of start, count, ring, first page in `pages`, number of pages.
-    // The array returned is a view of the program's memory and keeps `owner`, the program, alive.
-    nb::ndarray<nb::numpy, const float, nb::ndim<2>> run(nb::handle owner, Array32 token_ids,
-                                                         Array32 spans, Array32 pages,
-                                                         Array32 wanted) {
+    // The arrays returned are views of the program's memory and keep `owner`, the program, alive.
+    std::vector<nb::ndarray<nb::numpy, const float, nb::ndim<2>>> run(nb::handle owner,
+                                                                      Array32 token_ids,
+                                                                      Array32 spans, Array32 pages,
+                                                                      Array32 wanted,
+                                                                      RowsF given) {
         const size_t rows = token_ids.size();
         step_.token_ids.assign(token_ids.data(), token_ids.data() + rows);
         step_.wanted.assign(wanted.data(), wanted.data() + wanted.size());
@@ -268,12 +286,18 @@ public:
         for (int32_t row : step_.wanted)
             require(0 <= row && size_t(row) < rows, "a wanted row that is not there");
         read_spans(spans, pages, rows);
-        const float* logits = nullptr;
+        require(given_ == 0 || (given.shape(0) == rows && given.shape(1) == size_t(given_)),
+                "the states given do not fit the rows");
+        step_.given = given.data();
         {
             const nb::gil_scoped_release nogil;
-            logits = program_.run(step_);
+            program_.run(step_);
         }
-        return {logits, {step_.wanted.size(), size_t(program_.width())}, owner};
+        std::vector<nb::ndarray<nb::numpy, const float, nb::ndim<2>>> views;
+        for (const auto& [values, count, width] : program_.outputs(step_))
+            views.emplace_back(values, std::initializer_list<size_t>{size_t(count), size_t(width)},
+                               owner);
+        return views;
     }
     size_t scratch_bytes() const { return program_.scratch_bytes(); }
 
@@ -315,7 +339,7 @@ private:
     Step step_;
     std::vector<int32_t> pages_;
     std::vector<int> widths_;
-    int vocab_ = 0, page_len_ = 0;
+    int vocab_ = 0, page_len_ = 0, given_ = 0;
     size_t num_pages_ = 0, num_rings_ = 0;
 };
 
@@ -346,8 +370,8 @@ NB_MODULE(_cpu, m) {
     nb::class_<Attention>(m, "Attention")
         .def("__init__",
              [](Attention* a, int heads, int kv_heads, int dim, int window, float scale, float eps,
-                bool value_norm) {
-                 new (a) Attention{heads, kv_heads, dim, window, scale, eps, value_norm};
+                bool value_norm, int ahead) {
+                 new (a) Attention{heads, kv_heads, dim, window, scale, eps, value_norm, ahead};
              });
 
     nb::class_<Recorder>(m, "Program")
@@ -376,10 +400,15 @@ NB_MODULE(_cpu, m) {
              nb::arg("norm").none(), nb::arg("eps"), nb::arg("scalar").none(),
              nb::keep_alive<1, 4>(), nb::keep_alive<1, 6>())
         .def("select", &Recorder::select)
+        .def("given", &Recorder::given)
+        .def("concat", &Recorder::concat)
+        .def("clusters", &Recorder::clusters, nb::keep_alive<1, 4>())
         .def("finish", &Recorder::finish)
         .def("run",
-             [](nb::handle self, Array32 token_ids, Array32 spans, Array32 pages, Array32 wanted) {
-                 return nb::cast<Recorder&>(self).run(self, token_ids, spans, pages, wanted);
+             [](nb::handle self, Array32 token_ids, Array32 spans, Array32 pages, Array32 wanted,
+                RowsF given) {
+                 return nb::cast<Recorder&>(self).run(self, token_ids, spans, pages, wanted,
+                                                      given);
              })
         .def_prop_ro("scratch_bytes", &Recorder::scratch_bytes);
 }

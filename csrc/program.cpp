@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace hb {
 
@@ -46,6 +47,7 @@ void route(const Mixture& m, const float* scores, float* out) {
         out[m.used + k] = std::exp((scores[order[k]] - best) * m.score_scale);
         total += out[m.used + k];
     }
+    if (m.scale == nullptr) return;  // clusters have no weights
     for (int k = 0; k < m.used; ++k) out[m.used + k] *= m.scale[order[k]] / total;
 }
 
@@ -79,6 +81,19 @@ int Program::embed(const Weight* table, float scale) {
     Op& o = op(Kind::EMBED, ALL, {}, out);
     o.parts.push_back({table, nullptr, out});
     o.scale = scale;
+    return out;
+}
+
+int Program::given(int width) {
+    const int out = buffer(width, ALL, false, true);
+    op(Kind::GIVEN, ALL, {}, out);
+    return out;
+}
+
+int Program::concat(int first, int second) {
+    const Domain domain = buffers_[first].domain;
+    const int out = buffer(buffers_[first].width + buffers_[second].width, domain, false, true);
+    op(Kind::CONCAT, domain, {first, second}, out);
     return out;
 }
 
@@ -125,19 +140,21 @@ int Program::gated(int x, const Weight* gate, const Weight* up, const float* gat
     return out;
 }
 
-int Program::rope_table(const std::vector<float>& frequencies) {
-    for (const auto& [known, table] : tables_)
-        if (known == frequencies) return table;
+int Program::rope_table(const std::vector<float>& frequencies, int ahead) {
+    for (const Table& known : tables_)
+        if (known.frequencies == frequencies && known.ahead == ahead) return known.buffer;
     const int out = buffer(2 * static_cast<int>(frequencies.size()), ALL, false, true);
-    op(Kind::ROPE_TABLE, ALL, {}, out).frequencies = frequencies;
-    tables_.push_back({frequencies, out});
+    Op& o = op(Kind::ROPE_TABLE, ALL, {}, out);
+    o.frequencies = frequencies;
+    o.first = ahead;
+    tables_.push_back({frequencies, ahead, out});
     return out;
 }
 
 int Program::rope_and_store(int q, int k, int v, const float* q_norm, const float* k_norm,
                             const Attention& attention, const std::vector<float>& frequencies,
                             const KV* kv) {
-    const int table = rope_table(frequencies);
+    const int table = rope_table(frequencies, attention.ahead);
     Op& o = op(Kind::ROPE, ALL, {q, k, v, table}, -1);
     o.a = q_norm;
     o.b = k_norm;
@@ -148,7 +165,7 @@ int Program::rope_and_store(int q, int k, int v, const float* q_norm, const floa
 
 int Program::rope(int q, const float* q_norm, const Attention& attention,
                   const std::vector<float>& frequencies) {
-    const int table = rope_table(frequencies);
+    const int table = rope_table(frequencies, attention.ahead);
     Op& o = op(Kind::ROPE, ALL, {q, -1, -1, table}, -1);
     o.a = q_norm;
     o.attention = attention;
@@ -214,8 +231,20 @@ int Program::select(int x) {
     return out;
 }
 
-void Program::finish(int logits, float softcap) {
-    logits_ = logits;
+// Which clusters a row takes is found like its experts.
+int Program::clusters(int x, int scores, const Weight* head, int count, int used) {
+    const Mixture mixture{head, nullptr, nullptr, count, used, head->rows / count, 1.0f};
+    const int chosen = buffer(2 * used, ALL, false, true);
+    op(Kind::ROUTE, ALL, {scores}, chosen).mixture = mixture;
+    const int ints = rounded(x, head);
+    const int out = buffer(head->rows, ALL, false, false);
+    op(Kind::CLUSTERS, ALL, {x, ints, chosen}, out).mixture = mixture;
+    return out;
+}
+
+void Program::finish(const std::vector<int>& outputs, float softcap) {
+    outputs_ = outputs;
+    const int logits = outputs.front();
     if (softcap > 0) op(Kind::SOFTCAP, buffers_[logits].domain, {logits}, -1).scale = softcap;
     assign_places();
     taken_ = std::make_unique<std::atomic<int>[]>(ops_.size());
@@ -224,7 +253,7 @@ void Program::finish(int logits, float softcap) {
 bool Program::is_split(Kind kind) {
     return kind == Kind::LINEAR || kind == Kind::GATED || kind == Kind::ROPE ||
            kind == Kind::ATTEND || kind == Kind::SOFTCAP || kind == Kind::EXPERTS_IN ||
-           kind == Kind::EXPERTS_OUT;
+           kind == Kind::EXPERTS_OUT || kind == Kind::CLUSTERS;
 }
 
 // A place is free again once every thread has left the last op that reads it: after the barrier of
@@ -241,7 +270,7 @@ void Program::assign_places() {
         touch(ops_[i].out, i);
         for (const Part& part : ops_[i].parts) touch(part.out, i);
     }
-    buffers_[logits_].last = count;
+    for (int b : outputs_) buffers_[b].last = count;
     std::vector<int> order(buffers_.size());
     for (size_t b = 0; b < order.size(); ++b) order[b] = static_cast<int>(b);
     std::sort(order.begin(), order.end(),
@@ -284,7 +313,7 @@ size_t Program::scratch_bytes() const {
 
 // ---- running ---------------------------------------------------------------------------------
 
-const float* Program::run(Step& step) {
+void Program::run(Step& step) {
     step.positions.clear();
     step.row_span.clear();
     for (size_t s = 0; s < step.spans.size(); ++s)
@@ -295,7 +324,13 @@ const float* Program::run(Step& step) {
     reserve(step);
     for (size_t i = 0; i < ops_.size(); ++i) taken_[i].store(0, std::memory_order_relaxed);
     pool_.run([&](int thread) { execute(step, thread); });
-    return floats(logits_, step, 0);
+}
+
+std::vector<Program::Output> Program::outputs(const Step& step) const {
+    std::vector<Output> all;
+    for (int b : outputs_)
+        all.push_back({floats(b, step, 0), step.rows(buffers_[b].domain), buffers_[b].width});
+    return all;
 }
 
 void Program::execute(const Step& step, int thread) {
@@ -358,6 +393,15 @@ void Program::row_op(const Op& o, const Step& step, int thread, int row, int row
             case Kind::EMBED:
                 kernels_.embed(*o.parts[0].weight, step.token_ids[r], o.scale, y);
                 break;
+            case Kind::GIVEN:
+                std::memcpy(y, step.given + size_t(r) * width, size_t(width) * 4);
+                break;
+            case Kind::CONCAT: {
+                const int first = buffers_[o.in[0]].width;
+                std::memcpy(y, at(o.in[0], r), size_t(first) * 4);
+                std::memcpy(y + first, at(o.in[1], r), size_t(width - first) * 4);
+                break;
+            }
             case Kind::NORM: kernels_.rms_norm(at(o.in[0], r), o.a, width, o.eps, y); break;
             case Kind::RESIDUAL:
                 kernels_.residual(at(o.in[0], r), at(o.in[1], r), o.a, o.eps, o.b, width, y);
@@ -380,7 +424,8 @@ void Program::row_op(const Op& o, const Step& step, int thread, int row, int row
             default: {  // ROPE_TABLE: cosines, then sines
                 const int half = width / 2;
                 for (int i = 0; i < half; ++i) {
-                    const float angle = static_cast<float>(step.positions[r]) * o.frequencies[i];
+                    const float angle =
+                        static_cast<float>(step.positions[r] + o.first) * o.frequencies[i];
                     y[i] = std::cos(angle);
                     y[half + i] = std::sin(angle);
                 }
@@ -406,6 +451,7 @@ void Program::split_op(const Op& o, size_t index, const Step& step, int thread) 
         case Kind::ROPE: return rope(o, index, step, thread);
         case Kind::EXPERTS_IN: return experts_in(o, index, step, thread);
         case Kind::EXPERTS_OUT: return experts_out(o, index, step, thread);
+        case Kind::CLUSTERS: return clusters(o, index, step, thread);
         case Kind::ATTEND: return attention(o, index, step, thread);
         case Kind::SOFTCAP: {
             float* x = floats(o.in[0], step, thread);
@@ -547,6 +593,29 @@ void Program::experts_out(const Op& o, size_t index, const Step& step, int threa
                 std::memcpy(out + size_t(r) * hidden + g * GROUP, sum, sizeof sum);
             }
     }
+}
+
+// A unit is one cluster, for all rows.
+void Program::clusters(const Op& o, size_t index, const Step& step, int thread) {
+    const Mixture& m = o.mixture;
+    const Weight& head = *m.gate_up;
+    const float* x = floats(o.in[0], step, thread);
+    Rounded q{};
+    if (o.in[1] >= 0) q = ints(o.in[1], step, thread);
+    const float* chosen = floats(o.in[2], step, thread);
+    float* out = floats(o.out, step, thread);
+    int first, last;
+    while (take(index, m.experts, 16, first, last))
+        for (int c = first; c < last; ++c)
+            for (int r = 0; r < step.rows(ALL); ++r) {
+                const float* mine = chosen + size_t(r) * 2 * m.used;
+                float* y = out + size_t(r) * head.rows + size_t(c) * m.width;
+                if (std::binary_search(mine, mine + m.used, static_cast<float>(c)))
+                    kernels_.linear(part_of(head, c * m.width, m.width), 0, m.width / GROUP, x,
+                                    o.in[1] >= 0 ? &q : nullptr, r, 1, nullptr, y, 0);
+                else
+                    std::fill(y, y + m.width, -std::numeric_limits<float>::infinity());
+            }
 }
 
 void Program::attention(const Op& o, size_t index, const Step& step, int thread) {

@@ -25,6 +25,7 @@ enum Domain : int { ALL = 0, WANTED = 1 };  // the rows of the step, or those wh
 struct Step {
     std::vector<int32_t> token_ids, wanted, positions, row_span;
     std::vector<Span> spans;
+    const float* given = nullptr;  // [rows, width]: states from outside
     int rows(Domain domain) const {
         return static_cast<int>(domain == ALL ? token_ids.size() : wanted.size());
     }
@@ -36,6 +37,8 @@ public:
 
     // Recording. Buffers are numbers; every op returns the one it fills.
     int embed(const Weight* table, float scale);
+    int given(int width);
+    int concat(int first, int second);
     int rms_norm(int x, const float* weight, float eps);
     int linear(int x, const Weight* weight, const float* bias);
     int gated(int x, const Weight* gate, const Weight* up, const float* gate_bias,
@@ -52,17 +55,24 @@ public:
     int gate_by(int gate, int inputs, int first, Activation activation);
     int residual(int x, int update, const float* norm, float eps, const float* scalar);
     int select(int x);
-    void finish(int logits, float softcap);
+    // [count, used]: the products of the clusters of `head` with the best scores, -inf elsewhere.
+    int clusters(int x, int scores, const Weight* head, int count, int used);
+    // The first output is soft-capped if `softcap` is above 0.
+    void finish(const std::vector<int>& outputs, float softcap);
 
-    // Fills and returns the logits [wanted, width]; valid until the next run.
-    const float* run(Step& step);
-    int width() const { return buffers_[logits_].width; }
+    void run(Step& step);
+    // One for each output of `finish`: [rows, width], valid until the next run.
+    struct Output {
+        const float* values;
+        int rows, width;
+    };
+    std::vector<Output> outputs(const Step& step) const;
     size_t scratch_bytes() const;
 
 private:
     enum class Kind {
         EMBED, NORM, ROUND, LINEAR, GATED, ROPE_TABLE, ROPE, ATTEND, RESIDUAL, SELECT, SOFTCAP,
-        ROUTE, EXPERTS_IN, EXPERTS_OUT, PER_LAYER_INPUTS, GATE_BY
+        ROUTE, EXPERTS_IN, EXPERTS_OUT, PER_LAYER_INPUTS, GATE_BY, GIVEN, CONCAT, CLUSTERS
     };
     struct Buffer {
         int width;
@@ -100,7 +110,7 @@ private:
     int buffer(int width, Domain domain, bool rounded, bool own);
     Op& op(Kind kind, Domain domain, std::vector<int> in, int out);
     int rounded(int x, const Weight* weight);
-    int rope_table(const std::vector<float>& frequencies);
+    int rope_table(const std::vector<float>& frequencies, int ahead);
     static bool is_split(Kind kind);
     void assign_places();
     void reserve(const Step& step);
@@ -114,6 +124,7 @@ private:
     void attend_unit(const Op& op, const Step& step, int unit, const float* q, float* out);
     void experts_in(const Op& op, size_t index, const Step& step, int thread);
     void experts_out(const Op& op, size_t index, const Step& step, int thread);
+    void clusters(const Op& op, size_t index, const Step& step, int thread);
     bool replicated(Domain domain, const Step& step) const {
         return step.rows(domain) <= OWN_ROWS;
     }
@@ -129,11 +140,15 @@ private:
     std::vector<Buffer> buffers_;
     std::vector<Op> ops_;
     std::vector<Place> places_;
-    std::vector<std::pair<std::vector<float>, int>> tables_;
+    struct Table {
+        std::vector<float> frequencies;
+        int ahead, buffer;
+    };
+    std::vector<Table> tables_;
     std::vector<std::pair<int, int>> rounded_;
     std::unique_ptr<std::atomic<int>[]> taken_;
     int capacity_[2] = {0, 0};
-    int logits_ = -1;
+    std::vector<int> outputs_;
 };
 
 }  // namespace hb

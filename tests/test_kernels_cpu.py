@@ -52,10 +52,11 @@ def product(q: QTensor, x: np.ndarray, isa: str, threads: int = 1) -> np.ndarray
     weight = ops.pack(q)
 
     def graph(rows: Rows, wanted: Sequence[int]) -> Any:
-        return ops.linear(ops.select(ops.embed(rows, table, 1.0), wanted), Linear(weight=weight))
+        x = ops.select(ops.embed(rows, table, 1.0), wanted)
+        return [ops.linear(x, Linear(weight=weight))]
 
     rows = Rows(token_ids=range(len(x)), spans=[Span(start=0, count=len(x), pages=(0,), ring=0)])
-    return np.array(ops.step(graph)(rows, range(len(x))))
+    return np.array(ops.step(graph)(rows, range(len(x)))[0])
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
@@ -112,10 +113,12 @@ def test_embedding_rows_are_the_decoded_ones(isa: str, scheme: str) -> None:
     q = stored(scheme, 40, 512)
     ops = CPUOps(threads=1, instructions=isa)
     table = ops.pack(q)
-    step = ops.step(lambda rows, wanted: ops.select(ops.embed(rows, table, 0.5), wanted))
+    step = ops.step(lambda rows, wanted: [ops.select(ops.embed(rows, table, 0.5), wanted)])
     rows = Rows(token_ids=range(40), spans=[Span(start=0, count=40, pages=(0,), ring=0)])
     # Q4_K's decoding multiplies in another order: the last bit may differ.
-    np.testing.assert_allclose(step(rows, range(40)), 0.5 * decode(q).numpy(), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        step(rows, range(40))[0], 0.5 * decode(q).numpy(), rtol=1e-6, atol=1e-8
+    )
 
 
 def run(decoder: Decoder, sizes: Sequence[int], *, kind: Any = "f32") -> np.ndarray:
@@ -189,10 +192,10 @@ def test_malformed_shapes_raise_before_native_code() -> None:
     table = ops.pack(stored("f32", 16, 64))
     wrong = ops.pack(stored("q4_0", 16, 96))
     with pytest.raises(ValueError, match="does not fit"):
-        ops.step(lambda rows, wanted: ops.linear(ops.embed(rows, table, 1.0), Linear(weight=wrong)))
+        ops.step(lambda rows, _: [ops.linear(ops.embed(rows, table, 1.0), Linear(weight=wrong))])
     with pytest.raises(ValueError, match="size of the shape"):
         native().Weight(native().Pool(1), 4, 16, 64, np.zeros((16, 35), np.uint8))
-    step = ops.step(lambda rows, wanted: ops.select(ops.embed(rows, table, 1.0), wanted))
+    step = ops.step(lambda rows, wanted: [ops.select(ops.embed(rows, table, 1.0), wanted)])
     span = Span(start=0, count=1, pages=(0,), ring=0)
     with pytest.raises(ValueError, match="token id"):
         step(Rows(token_ids=[16], spans=[span]), [0])

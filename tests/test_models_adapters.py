@@ -215,12 +215,12 @@ def test_the_update_itself_is_not_rounded(activations: Any) -> None:
     weight, table = (ops.pack(encode(t, SCHEMES["q8_0"])) for t in (w, e))
     low, high = (ops.pack(encode(t, SCHEMES["f32"])) for t in (a, b))
     linear = Linear(weight=weight, updates=(LowRank(a=low, b=high, scale=0.5),))
-    step = ops.step(lambda rows, _: ops.linear(ops.embed(rows, table, 1.0), linear))
+    step = ops.step(lambda rows, _: [ops.linear(ops.embed(rows, table, 1.0), linear)])
     ids = list(range(9))
     with_it, without = (
         step(
             Rows(token_ids=ids, spans=[Span(start=0, count=9, pages=[0], ring=0, adapter=who)]), ()
-        )
+        )[0]
         for who in (0, None)
     )
     x = ops.embed(Rows(token_ids=ids, spans=[]), table, 1.0)

@@ -45,10 +45,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of one forward: their tokens, and the spans they form, in order."""
+    """The rows of one forward: their tokens, and the spans they form, in order.
+
+    `states` [R, H] f32 come from another forward; only a drafter's has them.
+    """
 
     token_ids: Sequence[int]
     spans: Sequence[Span]
+    states: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,20 +107,23 @@ class Experts:
     scale: Array
 
 
-Graph = Callable[[Rows, Sequence[int]], Array]
-"""A model's forward in terms of ops: (rows, wanted rows) -> logits [wanted, V]."""
+Graph = Callable[[Rows, Sequence[int]], Sequence[Array]]
+"""A model's forward in terms of ops: (rows, wanted rows) -> logits [wanted, V], states [wanted, H].
+
+States are what the head was applied to: what a drafter goes on from.
+"""
 
 
 class Step(Protocol):
     """A forward that is ready to run, any number of rows at a time."""
 
-    def __call__(self, rows: Rows, wanted: Sequence[int]) -> np.ndarray:
-        """Logits [len(wanted), V] f32. What is returned may be overwritten by the next step."""
+    def __call__(self, rows: Rows, wanted: Sequence[int]) -> Sequence[np.ndarray]:
+        """What the graph returns, in f32. The next step may overwrite it."""
         ...
 
 
 class OpSet(Protocol):
-    """About a dozen and a half ops. Every op takes and returns the op set's own arrays."""
+    """About a score of ops. Every op takes and returns the op set's own arrays."""
 
     name: str
 
@@ -148,6 +155,14 @@ class OpSet(Protocol):
 
     def embed(self, rows: Rows, table: Array, scale: float) -> Array:
         """[R, H]: the table's row of every token, times `scale`."""
+        ...
+
+    def given(self, rows: Rows, width: int) -> Array:
+        """[R, width]: the states that came with the rows."""
+        ...
+
+    def concat(self, first: Array, second: Array) -> Array:
+        """[R, A + B]: the columns of the first [R, A], then those of the second [R, B]."""
         ...
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
@@ -187,7 +202,10 @@ class OpSet(Protocol):
         eps: float,
         rows: Rows,
     ) -> Array:
-        """The queries of `rope_and_store`, in a layer that reads the cache of another."""
+        """The queries of `rope_and_store`, in a layer that reads the cache of another.
+
+        They are rotated as if `attention.ahead` positions later.
+        """
         ...
 
     def attend(self, q: Array, *, attention: AttentionSpec, rows: Rows, kv: Array) -> Array:
@@ -255,6 +273,14 @@ class OpSet(Protocol):
 
     def logits(self, x: Array, head: Array, softcap: float | None) -> Array:
         """[R, V]: `x @ head.T`, then `softcap * tanh(. / softcap)` if there is one. f32."""
+        ...
+
+    def clustered_logits(self, x: Array, scores: Array, head: Array, used: int) -> Array:
+        """[R, V]: `x @ head.T` in the `used` clusters of the best scores, -inf elsewhere.
+
+        scores [R, C]; cluster `c` is the rows `[c * V / C, (c + 1) * V / C)` of the head. Of equal
+        scores the lower cluster is taken.
+        """
         ...
 
     def step(self, graph: Graph) -> Step:

@@ -123,10 +123,18 @@ class Decoder:
 
     def forward(self, chunks: Sequence[Chunk], cache: Cache) -> np.ndarray:
         """Logits [wanted rows, V] f32 of the chunks, in order; their slots move forward."""
+        return self.outputs(chunks, cache)[0]
+
+    def outputs(self, chunks: Sequence[Chunk], cache: Cache) -> Sequence[np.ndarray]:
+        """The logits [wanted rows, V] of `forward`, and the states [wanted rows, H] they are of."""
         return cache.step(self._rows(chunks, cache), _wanted_rows(chunks))
 
     def _graph(self, caches: Sequence[Array]) -> Graph:
-        return lambda rows, wanted: self.logits(self.states(rows, caches, wanted))
+        def graph(rows: Rows, wanted: Sequence[int]) -> tuple[Array, Array]:
+            states = self.states(rows, caches, wanted)
+            return self.logits(states), states
+
+        return graph
 
     def states(
         self, rows: Rows, caches: Sequence[Array], wanted: Sequence[int] | None = None

@@ -49,6 +49,8 @@ class AttentionSpec:
     `window` is the number of positions a query sees including its own; None is all of them.
     `shares_kv` means there is no value projection: the value is the raw key projection
     (before `key_norm` and before the rotation), normed without a weight if `value_norm`.
+    `ahead`: a query is rotated as if it were so many positions after the last key that it sees
+    (a drafter's; 0 is its own).
     """
 
     heads: int
@@ -62,6 +64,7 @@ class AttentionSpec:
     qk_norm: bool = False
     value_norm: bool = False
     shares_kv: bool = False
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

@@ -41,6 +41,7 @@ ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
 INSTRUCTION_SETS = ("avx512-vnni", "avx2")
 GROUP = 16
 BANDWIDTH_BYTES = 1 << 28
+NOTHING = np.zeros((0, 0), dtype=np.float32)
 Buffer = int
 
 
@@ -127,6 +128,12 @@ class CPUOps:
 
     def embed(self, rows: Rows, table: Packed, scale: float) -> Buffer:
         return self._program.embed(table.native, scale)
+
+    def given(self, rows: Rows, width: int) -> Buffer:
+        return self._program.given(width)
+
+    def concat(self, first: Buffer, second: Buffer) -> Buffer:
+        return self._program.concat(first, second)
 
     def rms_norm(self, x: Buffer, weight: Packed | None, eps: float) -> Buffer:
         return self._program.rms_norm(x, _native_of(weight), eps)
@@ -249,10 +256,14 @@ class CPUOps:
         self._softcap = softcap or 0.0
         return self.linear(x, Linear(weight=head))
 
+    def clustered_logits(self, x: Buffer, scores: Buffer, head: Packed, used: int) -> Buffer:
+        return self._program.clusters(x, scores, head.native, used)
+
     def step(self, graph: Graph) -> CPUStep:
         """Records the graph; the step takes any number of rows."""
         self._program = program = self._native.Program(self._pool, self.instructions)
-        program.finish(graph(Rows(token_ids=(), spans=()), ()), self._softcap)
+        self._softcap = 0.0
+        program.finish(list(graph(Rows(token_ids=(), spans=()), ())), self._softcap)
         self._program = None
         return CPUStep(program, self._settle)
 
@@ -271,11 +282,12 @@ class CPUOps:
             attention.scale,
             eps,
             attention.value_norm,
+            attention.ahead,
         )
 
 
 class CPUStep:
-    """A recorded step. The logits it returns are overwritten by its next run.
+    """A recorded step. What it returns is overwritten by its next run.
 
     `settle` is called after every run: what makes the next ones faster should not delay the first.
     """
@@ -284,20 +296,21 @@ class CPUStep:
         self._program = program
         self._settle = settle
 
-    def __call__(self, rows: Rows, wanted: Sequence[int]) -> NDArray[np.float32]:
+    def __call__(self, rows: Rows, wanted: Sequence[int]) -> list[NDArray[np.float32]]:
         pages: list[int] = []
         spans: list[tuple[int, int, int, int, int]] = []
         for span in rows.spans:
             spans.append((span.start, span.count, span.ring, len(pages), len(span.pages)))
             pages.extend(span.pages)
-        logits = self._program.run(
+        outputs = self._program.run(
             np.array(rows.token_ids, dtype=np.int32),
             np.array(spans, dtype=np.int32),
             np.array(pages, dtype=np.int32),
             np.array(wanted, dtype=np.int32),
+            NOTHING if rows.states is None else np.ascontiguousarray(rows.states, np.float32),
         )
         self._settle()
-        return logits
+        return outputs
 
 
 def frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:

@@ -98,6 +98,12 @@ class ReferenceOps:
             return table.dense[torch.from_numpy(ids).to(self.device)] * scale
         return decode(table.stored.take_rows(ids), device=self.device) * scale
 
+    def given(self, rows: Rows, width: int) -> Tensor:
+        return torch.from_numpy(np.asarray(rows.states, dtype=np.float32)).to(self.device)
+
+    def concat(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat((first, second), dim=-1)
+
     def rms_norm(self, x: Tensor, weight: Weight | None, eps: float) -> Tensor:
         normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         return normed if weight is None else normed * self._dense(weight)
@@ -143,7 +149,8 @@ class ReferenceOps:
         q_RND = q.unflatten(-1, (-1, attention.head_dim))
         if q_norm is not None:
             q_RND = self.rms_norm(q_RND, q_norm, eps)
-        cos, sin = rotation(self._positions(rows), attention.rope, attention.head_dim)
+        positions = self._positions(rows) + attention.ahead
+        cos, sin = rotation(positions, attention.rope, attention.head_dim)
         return rotate(q_RND, cos, sin).flatten(-2)
 
     def attend(self, q: Tensor, *, attention: AttentionSpec, rows: Rows, kv: KV) -> Tensor:
@@ -226,12 +233,19 @@ class ReferenceOps:
         z = self.linear(x, Linear(weight=head))
         return z if softcap is None else softcap * torch.tanh(z / softcap)
 
+    def clustered_logits(self, x: Tensor, scores: Tensor, head: Weight, used: int) -> Tensor:
+        order = scores.sort(dim=-1, descending=True, stable=True).indices[:, :used]
+        chosen_RC = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True)
+        z = self.linear(x, Linear(weight=head))
+        chosen = chosen_RC.repeat_interleave(z.shape[-1] // scores.shape[-1], dim=-1)
+        return z.masked_fill(~chosen, float("-inf"))
+
     def step(self, graph: Graph) -> Step:
-        def run(rows: Rows, wanted: Sequence[int]) -> np.ndarray:
+        def run(rows: Rows, wanted: Sequence[int]) -> list[np.ndarray]:
             self._spans = rows.spans
             try:
                 with torch.no_grad():
-                    return graph(rows, wanted).to("cpu", torch.float32).numpy()
+                    return [out.to("cpu", torch.float32).numpy() for out in graph(rows, wanted)]
             finally:
                 self._spans = None
 
