@@ -24,11 +24,11 @@ from torch import Tensor
 from halfbyte.evals.diagnose import differences, likely_causes
 from halfbyte.evals.fidelity import Fidelity, measure
 from halfbyte.evals.gate import default_gate, misses
-from halfbyte.evals.texts import Text, read_text
+from halfbyte.evals.reference import Baseline, Reference
+from halfbyte.evals.texts import Reading, Text, Window, cut, read_text
 from halfbyte.formats.checkpoint import Source, read
 from halfbyte.formats.paired import to_pairs
 from halfbyte.kernels.reference import ReferenceOps
-from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import load
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
@@ -131,20 +131,25 @@ def planted(fault: Fault, recipe: str | None = None) -> Source:
 
 
 @cache
-def reference(model: str) -> Decoder:
-    """The sound checkpoint, running."""
-    return load(sound(model), ReferenceOps(exact_rows=False))
+def windows_for(model: str, count: int) -> list[Window]:
+    """The first windows of its text, scored from position 0."""
+    return cut(text_for(model), Reading(protocol="full", window=WINDOW, max_windows=count))
+
+
+@cache
+def baseline(model: str, count: int) -> Baseline:
+    """What the sound checkpoint makes of them."""
+    reference = Reference(sound(model), ReferenceOps(exact_rows=False))
+    return reference.read([windows_for(model, count)])[0]
 
 
 def measured(source: Source, model: str, ops: ReferenceOps, windows: int) -> Fidelity:
-    """A source against the sound checkpoint, on windows from position 0."""
+    """A source against the sound checkpoint."""
     return measure(
         load(source, ops),
-        text_for(model),
-        reference=reference(model),
-        protocol="full",
-        window=WINDOW,
-        max_windows=windows,
+        windows_for(model, windows),
+        name=model,
+        reference=baseline(model, windows),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, nan
 from pathlib import Path
 
@@ -12,14 +14,17 @@ from oracle import CONFIGS, oracle, oracle_logits, source_of
 from torch.nn import functional
 
 from halfbyte.errors import IntegrityError, InvalidInputError
-from halfbyte.evals import fidelity, reader
+from halfbyte.evals import fidelity, reader, reference
 from halfbyte.evals.fidelity import Fidelity, log_softmax, measure, score_rows, summarize
 from halfbyte.evals.gate import Miss, misses, read_gate
-from halfbyte.evals.texts import Protocol, Text, cut, read_text
+from halfbyte.evals.reference import Baseline, Reference
+from halfbyte.evals.texts import Protocol, Reading, Text, Window, cut, read_text
+from halfbyte.families import spec_of
 from halfbyte.formats.checkpoint import read
 from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import load
+from halfbyte.specs import ModelSpec
 from halfbyte.text.tokenizer import Tokenizer
 
 IDS = [int(token) for token in np.random.default_rng(3).integers(0, 128, 100)]
@@ -31,6 +36,16 @@ def decoder_of(name: str, recipe: str = "f32") -> Decoder:
     return load(source, ReferenceOps(exact_rows=False))
 
 
+def baseline_of(name: str, windows: Sequence[Window]) -> Baseline:
+    """What the model in f32 makes of the windows."""
+    source = source_of(oracle(CONFIGS[name]), CONFIGS[name])
+    return Reference(source, ReferenceOps(exact_rows=False)).read([windows])[0]
+
+
+def windows_of(protocol: Protocol = "llama.cpp", count: int | None = None) -> list[Window]:
+    return cut(TEXT, Reading(protocol=protocol, window=32, max_windows=count))
+
+
 def naive(logits: np.ndarray, targets: list[int]) -> float:
     """The mean of -log p of the targets."""
     rows = torch.from_numpy(logits).double()
@@ -40,28 +55,28 @@ def naive(logits: np.ndarray, targets: list[int]) -> float:
 def test_windows_of_llama_cpp() -> None:
     """BOS and ten tokens make two windows of 4 and a rest; a window scores n - n / 2 - 1."""
     text = Text(name="t", token_ids=list(range(10, 20)), bos=[1])
-    windows = cut(text, protocol="llama.cpp", window=4)
+    windows = cut(text, Reading(protocol="llama.cpp", window=4))
     assert [list(w.token_ids) for w in windows] == [[1, 10, 11, 12], [1, 14, 15, 16]]
     assert [list(w.targets) for w in windows] == [[12], [16]]
 
 
 def test_windows_of_llama_cpp_without_bos() -> None:
     text = Text(name="t", token_ids=list(range(10, 22)), bos=[])
-    windows = cut(text, protocol="llama.cpp", window=6)
+    windows = cut(text, Reading(protocol="llama.cpp", window=6))
     assert [list(w.token_ids) for w in windows] == [[*range(10, 16)], [*range(16, 22)]]
     assert [list(w.targets) for w in windows] == [[14, 15], [20, 21]]
 
 
 def test_full_windows_score_every_token_of_a_text_with_bos() -> None:
     text = Text(name="t", token_ids=list(range(10, 17)), bos=[1])
-    windows = cut(text, protocol="full", window=4)
+    windows = cut(text, Reading(protocol="full", window=4))
     assert [list(w.token_ids) for w in windows] == [[1, 10, 11, 12], [1, 13, 14, 15]]
     assert [list(w.targets) for w in windows] == [[10, 11, 12], [13, 14, 15]]
 
 
 def test_full_windows_without_bos_leave_out_their_first_token() -> None:
     text = Text(name="t", token_ids=list(range(10, 19)), bos=[])
-    windows = cut(text, protocol="full", window=4)
+    windows = cut(text, Reading(protocol="full", window=4))
     assert [list(w.token_ids) for w in windows] == [[10, 11, 12, 13], [14, 15, 16, 17]]
     assert [list(w.targets) for w in windows] == [[11, 12, 13], [15, 16, 17]]
 
@@ -69,18 +84,19 @@ def test_full_windows_without_bos_leave_out_their_first_token() -> None:
 @pytest.mark.parametrize(("length", "window"), [(30, 32), (0, 4), (100, 3)])
 def test_a_text_or_window_that_is_too_short(length: int, window: int) -> None:
     with pytest.raises(InvalidInputError, match="window"):
-        cut(Text(name="short", token_ids=[5] * length, bos=[1]), window=window)
+        cut(Text(name="short", token_ids=[5] * length, bos=[1]), Reading(window=window))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma4-unified"])
 @pytest.mark.parametrize("protocol", ["llama.cpp", "full"])
 def test_a_model_is_itself(name: str, protocol: Protocol) -> None:
-    decoder = decoder_of(name)
-    found = measure(decoder, TEXT, reference=decoder, protocol=protocol, window=32)
-    assert found.kl is not None
-    assert found.kl.mean == found.kl.max == found.kl.mean_error == 0.0
+    windows = windows_of(protocol)
+    found = measure(decoder_of(name), windows, name="t", reference=baseline_of(name, windows))
+    assert found.kl is not None and found.right_token is not None
+    assert 0.0 <= found.kl.mean <= found.kl.max < 1e-10
     assert found.same_top1 == 1.0
-    assert found.perplexity == found.reference_perplexity
+    assert found.perplexity == pytest.approx(found.reference_perplexity, rel=1e-6)
+    assert found.right_token.rms < 1e-6
     assert found.tokens == (3 * 15 if protocol == "llama.cpp" else 3 * 31)
 
 
@@ -89,19 +105,20 @@ def test_numbers_equal_a_naive_computation(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In odd small pieces; the reference's logits come from Transformers."""
-    monkeypatch.setattr(reader, "LOGITS", 7 * 128)
+    monkeypatch.setattr(reader, "AT_ONCE", 7 * 128)
     monkeypatch.setattr(fidelity, "TILE", 3 * 128)
+    monkeypatch.setattr(reference, "SLICE", 5 * 64)
+    windows = windows_of(protocol)
     found = measure(
         decoder_of("gemma4-unified", "q4_0"),
-        TEXT,
-        reference=decoder_of("gemma4-unified"),
-        protocol=protocol,
-        window=32,
+        windows,
+        name="t",
+        reference=baseline_of("gemma4-unified", windows),
     )
     log_p, log_r, targets = [], [], []
     exact = oracle(CONFIGS["gemma4-unified"])
     quantized = decoder_of("gemma4-unified", "q4_0")
-    for window in cut(TEXT, protocol=protocol, window=32):
+    for window in windows_of(protocol):
         ids = list(window.token_ids)
         log_r.append(oracle_logits(exact, ids)[window.first : -1])
         log_p.append(whole_logits(quantized, ids)[window.first : -1])
@@ -119,8 +136,8 @@ def test_numbers_equal_a_naive_computation(
 
 def whole_logits(decoder: Decoder, ids: list[int]) -> np.ndarray:
     """All rows of one forward."""
-    window = cut(Text(name="t", token_ids=[*ids, 0], bos=[]), protocol="full", window=len(ids) + 1)
-    return np.concatenate(list(reader.Reader(decoder, len(ids) + 1, "f32").logits(window[0])))
+    window = Window(token_ids=[*ids, 0], first=0)
+    return np.concatenate(list(reader.Reader(decoder, len(ids) + 1, "f32").rows(window)))
 
 
 def test_scores_are_exact_in_f64() -> None:
@@ -151,9 +168,8 @@ def test_alone_limited_and_with_progress() -> None:
     seen: list[tuple[int, int]] = []
     found = measure(
         decoder_of("llama"),
-        TEXT,
-        window=32,
-        max_windows=2,
+        windows_of(count=2),
+        name="t",
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 2), (2, 2)] and found.tokens == 30
@@ -163,11 +179,14 @@ def test_alone_limited_and_with_progress() -> None:
 def test_models_that_do_not_suit() -> None:
     small = decoder_of("llama")
     with pytest.raises(InvalidInputError, match="beyond the context of 512"):
-        measure(small, Text(name="t", token_ids=[1] * 2000, bos=[]), window=1024)
-    config = {**CONFIGS["llama"], "vocab_size": 64}
-    other = load(source_of(oracle(config), config), ReferenceOps())
+        measure(small, [Window(token_ids=[1] * 1024, first=0)], name="t")
+    other = replace(baseline_of("llama", windows := windows_of()), spec=spec_of_vocabulary(64))
     with pytest.raises(InvalidInputError, match="vocabularies of 128 and 64"):
-        measure(small, TEXT, reference=other, window=32)
+        measure(small, windows, name="t", reference=other)
+
+
+def spec_of_vocabulary(size: int) -> ModelSpec:
+    return spec_of({**CONFIGS["llama"], "vocab_size": size})
 
 
 @pytest.mark.parametrize("protocol", ["llama.cpp", "full"])
@@ -181,11 +200,12 @@ def test_a_trained_model_equals_transformers(
     assert source.assets is not None
     text = read_text(shared_data / "heldout" / "books_heldout.txt", Tokenizer(source.assets))
     decoder = load(source, ReferenceOps(exact_rows=False))
-    found = measure(decoder, text, protocol=protocol, window=256, max_windows=3)
+    windows = cut(text, Reading(protocol=protocol, window=256, max_windows=3))
+    found = measure(decoder, windows, name="books")
     theirs = AutoModelForCausalLM.from_pretrained(tiny_gemma4, dtype=torch.float32).eval()
     losses = [
         naive(oracle_logits(theirs, list(w.token_ids))[w.first : -1], list(w.targets))
-        for w in cut(text, protocol=protocol, window=256)[:3]
+        for w in windows
     ]
     assert found.perplexity == pytest.approx(exp(np.mean(losses)), rel=1e-4)
     assert found.tokens == (3 * 127 if protocol == "llama.cpp" else 3 * 255)

@@ -17,7 +17,7 @@ import pytest
 
 from halfbyte.evals.fidelity import Fidelity, score_rows, summarize
 from halfbyte.evals.reader import Reader
-from halfbyte.evals.texts import Text, Window, cut, read_text
+from halfbyte.evals.texts import Reading, Text, Window, cut, read_text
 from halfbyte.formats.checkpoint import read, write_gguf
 from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.kernels.reference.ops import Activations
@@ -82,7 +82,7 @@ def ours(path: Path, activations: Activations = "f32") -> Logits:
     """The logits of the scored rows of a window, by our decoder."""
     decoder = load(read(path), ReferenceOps(activations=activations, exact_rows=False))
     reader = Reader(decoder, 512, "f32")
-    return lambda window: np.concatenate(list(reader.logits(window)))
+    return lambda window: np.concatenate(list(reader.rows(window)))
 
 
 def theirs(peer: llamacpp.LlamaCpp) -> Logits:
@@ -102,7 +102,7 @@ def increase(found: Fidelity) -> float:
 
 def test_an_f32_export_runs_there_as_here(model: Path, books: Path, export, peer_of) -> None:
     path = export(model, "f32")
-    windows = cut(read_text(books, tokenizer_of(path)))[:WINDOWS]
+    windows = cut(read_text(books, tokenizer_of(path)), Reading(max_windows=WINDOWS))
     found = compare(windows, theirs(peer_of(path)), ours(path))
     print(model.name, "f32", found)
     assert found.kl is not None and found.same_top1 is not None
@@ -117,7 +117,7 @@ def test_a_q4_0_export_runs_there_as_here(
 ) -> None:
     """As near to llama.cpp as that is to itself with a fused attention and an f16 cache."""
     path = export(model, recipe)
-    windows = cut(read_text(books, tokenizer_of(path)))[:WINDOWS]
+    windows = cut(read_text(books, tokenizer_of(path)), Reading(max_windows=WINDOWS))
     plain = theirs(peer_of(path))
     spread = compare(windows, theirs(peer_of(path, plain=False)), plain)
     found = compare(windows, plain, ours(path, "q8_0"))
@@ -136,7 +136,7 @@ def test_numbers_equal_published_ones_of_llama_perplexity(
     path = export(tiny_gemma4, "f32")
     peer = peer_of(path)
     ids = peer.encode(books.read_text(encoding="utf-8"), special=False)
-    windows = cut(Text(name="books", token_ids=ids, bos=peer.leading))[:60]
+    windows = cut(Text(name="books", token_ids=ids, bos=peer.leading), Reading(max_windows=60))
     exact = ours(path)
     for recipe, divergence, growth in (("q4_0-pure", 0.0544, 0.065), ("q4_0", 0.0312, 0.039)):
         found = compare(windows, ours(export(tiny_gemma4, recipe), "q8_0"), exact)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,14 @@ import click
 
 from halfbyte.cli import flags
 from halfbyte.cli.console import document, note, progress
+from halfbyte.cli.values import named_files
 from halfbyte.errors import GateMissedError, InvalidInputError
 
 if TYPE_CHECKING:
     from halfbyte.evals.fidelity import Fidelity
     from halfbyte.evals.gate import Miss
-    from halfbyte.workflows import Comparison
+    from halfbyte.evals.texts import Reading
+    from halfbyte.workflows import Trial
 
 DEFAULT = "default"
 
@@ -39,9 +41,9 @@ class Verdict:
     "--text",
     "texts",
     multiple=True,
-    required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A UTF-8 text to measure on; may be repeated.",
+    metavar="[NAME=]FILE",
+    help="A UTF-8 text, or a .jsonl of conversations whose answers are scored; may be repeated. "
+    "By default our own short ones.",
 )
 @click.option(
     "--protocol",
@@ -67,7 +69,7 @@ def command(
     model: str,
     against: str | None,
     lora: str | None,
-    texts: tuple[Path, ...],
+    texts: tuple[str, ...],
     protocol: Any,
     window: int,
     max_windows: int | None,
@@ -82,51 +84,43 @@ def command(
 ) -> None:
     """Measure MODEL on texts, alone or --against a reference."""
     from halfbyte import workflows
+    from halfbyte.evals.texts import Reading
     from halfbyte.specs import LoadOptions
 
     options = LoadOptions(
         recipe=recipe, method=method, device=device, dtype=dtype, kv=kv, threads=threads
     )
-    pair = None if against is None else workflows.compare(model, against, options=options)
-    gate = _gate(gate_name, pair)
+    trial = workflows.Trial(model, against=against, options=options, lora=lora)
+    gate = _gate(gate_name, trial)
     if lora is not None:
         note(f"with {lora}: adapters run in the reference op set")
+    reading = Reading(protocol=protocol, window=window, max_windows=max_windows)
     with progress("measuring") as report:
-        measured = workflows.evaluate(
-            model,
-            texts,
-            options=options,
-            lora=lora,
-            against=against,
-            protocol=protocol,
-            window=window,
-            max_windows=max_windows,
-            progress=report,
-        )
-    verdict = _verdict(gate, measured, pair, strict=gate_name == DEFAULT)
+        measured = trial.measure(named_files(texts) or trial.own_texts, reading, report)
+    verdict = _verdict(gate, measured, trial, strict=gate_name == DEFAULT)
     if as_json:
-        document("eval", _fields(measured, protocol, window, None if gate is None else verdict))
+        document("eval", _fields(measured, reading, None if gate is None else verdict))
     else:
         _table(measured)
     _judge(verdict)
 
 
-def _gate(name: str | None, pair: Comparison | None) -> dict[str, float] | None:
+def _gate(name: str | None, trial: Trial) -> dict[str, float] | None:
     from halfbyte.evals.gate import read_gate
 
     if name is None:
         return None
     if name != DEFAULT:
         return read_gate(Path(name))
-    if pair is None:
+    if trial.base is None:
         raise InvalidInputError("the default gate needs a reference", hint="use --against")
-    return pair.gate()
+    return trial.gate()
 
 
 def _verdict(
     gate: Mapping[str, float] | None,
     measured: Sequence[Fidelity],
-    pair: Comparison | None,
+    trial: Trial,
     *,
     strict: bool,
 ) -> Verdict:
@@ -134,37 +128,48 @@ def _verdict(
     from halfbyte.evals.gate import misses
 
     missed = [] if gate is None else misses(gate, measured)
-    differing = [] if pair is None else pair.differences()
+    differing = trial.differences()
     failed = bool(missed or (strict and differing))
-    causes = pair.likely_causes(measured) if failed and pair is not None else []
+    causes = trial.likely_causes(measured) if failed else []
     return Verdict(failed, missed, differing, causes)
 
 
 def _fields(
-    measured: Sequence[Fidelity], protocol: str, window: int, verdict: Verdict | None
+    measured: Sequence[Fidelity], reading: Reading, verdict: Verdict | None
 ) -> dict[str, Any]:
     gate = None
     if verdict is not None:
         misses = [*map(asdict, verdict.missed)]
         gate = {"passed": not verdict.failed, "misses": misses, "causes": verdict.causes}
     texts = [asdict(text) for text in measured]
-    return {"protocol": protocol, "window": window, "texts": texts, "gate": gate}
+    return {**asdict(reading), "texts": texts, "gate": gate}
 
 
 def _table(measured: Sequence[Fidelity]) -> None:
     for text in measured:
         click.echo(f"{text.name}: {text.tokens} tokens scored")
-        click.echo(f"  perplexity      {text.perplexity:.4f} +- {text.perplexity_error:.4f}")
-        if text.reference_perplexity is None or text.kl is None or text.same_top1 is None:
-            continue
-        rise = text.perplexity / text.reference_perplexity - 1
-        click.echo(f"  of reference    {text.reference_perplexity:.4f} ({rise:+.2%})")
-        click.echo(f"  KL mean         {text.kl.mean:.6f} +- {text.kl.mean_error:.6f}")
-        click.echo(f"  KL median, p99  {text.kl.median:.6f}, {text.kl.p99:.6f}")
-        click.echo(f"  same top-1      {text.same_top1:.2%}")
-        if text.kl_by_position is not None:
-            first, last = text.kl_by_position.first_quarter, text.kl_by_position.last_quarter
-            click.echo(f"  KL by position  {first:.6f} to {last:.6f}")
+        for label, value in _rows(text):
+            click.echo(f"  {label:16} {value}")
+
+
+def _rows(text: Fidelity) -> Iterator[tuple[str, str]]:
+    yield "perplexity", f"{text.perplexity:.4f} +- {text.perplexity_error:.4f}"
+    kl, change = text.kl, text.right_token
+    if kl is None or change is None:
+        return
+    rise = (text.perplexity_ratio or 0.0) - 1
+    yield (
+        "of reference",
+        f"{text.reference_perplexity:.4f} ({rise:+.2%} +- {text.perplexity_ratio_error:.2%})",
+    )
+    yield "KL mean", f"{kl.mean:.6f} +- {kl.mean_error:.6f}"
+    yield "KL median, p99", f"{kl.median:.6f}, {kl.p99:.6f}"
+    yield "KL p99.9, max", f"{kl.p999:.6f}, {kl.max:.6f}"
+    yield "same top-1", f"{text.same_top1:.2%}"
+    yield "right token", f"{change.mean:+.3%} on average, RMS {change.rms:.3%}"
+    if text.kl_by_position is not None:
+        first, last = text.kl_by_position.first_quarter, text.kl_by_position.last_quarter
+        yield "KL by position", f"{first:.6f} to {last:.6f}"
 
 
 def _judge(verdict: Verdict) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import click
 
@@ -23,3 +25,17 @@ def gib(size: int) -> str:
             return f"{value:.4g} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
+
+
+def named_files(values: Iterable[str]) -> dict[str, Path]:
+    """Files by name: NAME=FILE, or FILE, which is then its own name."""
+    found: dict[str, Path] = {}
+    for value in values:
+        name, _, path = value.rpartition("=") if not Path(value).exists() else ("", "", value)
+        if not Path(path).is_file():
+            raise click.BadParameter(f"there is no file '{path}'")
+        name = name or Path(path).name
+        if name in found:
+            raise click.BadParameter(f"two files are named '{name}'; write NAME=FILE")
+        found[name] = Path(path)
+    return found

@@ -1,18 +1,19 @@
-"""How well a decoder predicts a text, and how closely it follows a reference decoder.
+"""How well a decoder predicts a text, and how closely it follows a reference.
 
 Perplexity says how well; the Kullback-Leibler divergence of the full next-token distributions,
 KL(reference || model) in nats per token, says how closely, and far more sensitively: errors that
-cancel in a perplexity do not cancel in it. Both models read the same window side by side, and what
-is kept of a row are four numbers; the logits of a text never exist at once.
+cancel in a perplexity do not cancel in it. The change of the right token's probability says which
+way it goes: changes to both sides are noise, changes to one are damage. Of a row four numbers are
+kept; the logits of a text never exist at once.
 
 Exact: full vocabulary, log-probabilities in f64. What it is not: a task score. Perplexities compare
 only within one protocol, one text and one tokenizer. Sources: "Accuracy is not all you need"
-(arXiv 2407.09141) and the definitions of llama-perplexity.
+(arXiv 2407.09141) and the definitions of llama-perplexity, whose statistics these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import exp, nan, sqrt
 from typing import Any
@@ -23,13 +24,14 @@ from numpy.typing import NDArray
 from halfbyte.errors import InvalidInputError
 from halfbyte.evals.positions import Profile, profile
 from halfbyte.evals.reader import Reader
-from halfbyte.evals.texts import Protocol, Text, Window, cut
+from halfbyte.evals.reference import Baseline
+from halfbyte.evals.texts import Window
+from halfbyte.formats.progress import Progress
 from halfbyte.models.decoder import Decoder
 from halfbyte.specs import KVType
 
 TILE = 1 << 20  # logits in f64 at once; a few temporaries of this size exist at a time
 
-Progress = Callable[[int, int], None]
 Floats = NDArray[np.float64]
 
 
@@ -47,12 +49,29 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The model's probability of the right token less the reference's, over the scored tokens.
+
+    As far below zero as above it is noise; further below is damage.
+    """
+
+    mean: float
+    mean_error: float
+    rms: float
+    p1: float
+    p5: float
+    median: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """What was measured on one text; the last four are None without a reference.
+    """What was measured on one text; what follows the perplexity's error needs a reference.
 
     `tokens` were scored. `same_top1` is the fraction of them for which both models think the same
-    token the likeliest. The two errors, of the perplexity and of the mean KL, are standard errors
-    that take the tokens as independent; they are NaN for a single token.
+    token the likeliest. The errors are standard errors that take the tokens as independent (that of
+    the ratio of perplexities pairs them); they are NaN for a single token.
     """
 
     name: str
@@ -60,68 +79,73 @@ class Fidelity:
     perplexity: float
     perplexity_error: float
     reference_perplexity: float | None = None
+    perplexity_ratio: float | None = None
+    perplexity_ratio_error: float | None = None
     kl: Divergence | None = None
     same_top1: float | None = None
+    right_token: Change | None = None
     kl_by_position: Profile | None = None
 
 
 def measure(
     decoder: Decoder,
-    text: Text,
+    windows: Sequence[Window],
     *,
-    reference: Decoder | None = None,
-    protocol: Protocol = "llama.cpp",
-    window: int = 512,
-    max_windows: int | None = None,
+    name: str,
+    reference: Baseline | None = None,
     kv: KVType = "f32",
     progress: Progress | None = None,
 ) -> Fidelity:
-    """The fidelity of a decoder on a text, or on the first `max_windows` windows of it.
+    """The fidelity of a decoder on the windows of a text, against what a reference made of them.
 
-    `kv` is the cache of the model that is measured; the reference keeps its keys in f32.
-    `progress(windows done, windows in all)` is called after each window. Raises
-    `InvalidInputError` for a text shorter than a window, a window beyond a model's context, and a
+    `kv` is the cache of the model that is measured. `progress(windows done, windows in all)` is
+    called after each. Raises `InvalidInputError` for a window beyond the model's context, and a
     reference with another vocabulary.
     """
-    windows = cut(text, protocol=protocol, window=window)[:max_windows]
-    readers = [Reader(decoder, window, kv)]
+    longest = max(len(window.token_ids) for window in windows)
+    reader = Reader(decoder, longest, kv)
     if reference is not None:
-        readers.append(Reader(reference, window, "f32"))
-        _check_vocabularies(readers)
+        _check_vocabularies(decoder.spec.vocab, reference.spec.vocab)
     scores: list[Floats] = []
-    for done, piece in enumerate(windows, 1):
-        scores.extend(_scores(readers, piece))
+    start = 0
+    for done, window in enumerate(windows, 1):
+        scores.extend(_scores(reader, window, reference, start))
+        start += len(window.targets)
         if progress is not None:
             progress(done, len(windows))
     rows = np.concatenate(scores)
-    found = summarize(text.name, rows)
+    found = summarize(name, rows)
     if reference is None:
         return found
-    positions = np.tile(np.arange(windows[0].first, window - 1), len(windows))
+    positions = np.concatenate([np.arange(w.first, len(w.token_ids) - 1) for w in windows])
     narrowest = min(reference.spec.windows, default=None)
     return replace(found, kl_by_position=profile(rows[:, 2], positions, narrowest))
 
 
-def _check_vocabularies(readers: Sequence[Reader]) -> None:
-    if len({reader.vocab for reader in readers}) > 1:
-        sizes = " and ".join(str(reader.vocab) for reader in readers)
+def _check_vocabularies(ours: int, theirs: int) -> None:
+    if ours != theirs:
         raise InvalidInputError(
-            f"the model and the reference have vocabularies of {sizes} tokens",
+            f"the model and the reference have vocabularies of {ours} and {theirs} tokens",
             hint="the reference must be the model that this one was made from",
         )
 
 
-def _scores(readers: Sequence[Reader], window: Window) -> Iterator[Floats]:
-    """The scores of a window, tile by tile."""
+def _scores(
+    reader: Reader, window: Window, reference: Baseline | None, start: int
+) -> Iterator[Floats]:
+    """The scores of a window, tile by tile; its first scored row is row `start` of the text."""
     targets = np.asarray(window.targets)
-    start = 0
-    for pieces in zip(*(reader.logits(window) for reader in readers), strict=True):
-        step = max(1, TILE // readers[0].vocab)
-        for low in range(0, len(pieces[0]), step):
-            tiles = [piece[low : low + step] for piece in pieces]
-            stop = start + len(tiles[0])
-            yield score_rows(targets[start:stop], *tiles)
-            start = stop
+    step = max(1, TILE // reader.width)
+    done = 0
+    for piece in reader.rows(window):
+        known = None
+        if reference is not None:
+            known = reference.logits(start + done, start + done + len(piece))
+        for low in range(0, len(piece), step):
+            tile = slice(low, low + step)
+            wanted = targets[done + low : done + min(low + step, len(piece))]
+            yield score_rows(wanted, piece[tile], None if known is None else known[tile])
+        done += len(piece)
 
 
 def score_rows(
@@ -154,17 +178,45 @@ def log_softmax(logits: NDArray[np.float32]) -> Floats:
 
 def summarize(name: str, scores: Floats) -> Fidelity:
     """The scores [tokens, 1 or 4] of a text as its numbers."""
-    loss, *against = scores.T
+    loss = scores[:, 0]
     perplexity = exp(loss.mean())
-    reference_loss, kl, same = against or (None, None, None)
-    return Fidelity(
+    found = Fidelity(
         name=name,
         tokens=len(loss),
         perplexity=perplexity,
         perplexity_error=perplexity * _standard_error(loss),
-        reference_perplexity=None if reference_loss is None else exp(reference_loss.mean()),
-        kl=None if kl is None else _divergence(kl),
-        same_top1=None if same is None else float(same.mean()),
+    )
+    return found if scores.shape[1] == 1 else _compared(found, *scores.T)
+
+
+def _compared(
+    found: Fidelity, loss: Floats, reference_loss: Floats, kl: Floats, same: Floats
+) -> Fidelity:
+    ratio = exp((loss - reference_loss).mean())
+    return replace(
+        found,
+        reference_perplexity=exp(reference_loss.mean()),
+        perplexity_ratio=ratio,
+        perplexity_ratio_error=ratio * _standard_error(loss - reference_loss),
+        kl=_divergence(kl),
+        same_top1=float(same.mean()),
+        right_token=_change(np.exp(-loss) - np.exp(-reference_loss)),
+    )
+
+
+def _change(change: Floats) -> Change:
+    p1, p5, median, p95, p99 = (
+        float(q) for q in np.quantile(change, (0.01, 0.05, 0.5, 0.95, 0.99))
+    )
+    return Change(
+        mean=float(change.mean()),
+        mean_error=_standard_error(change),
+        rms=sqrt(float(np.square(change).mean())),
+        p1=p1,
+        p5=p5,
+        median=median,
+        p95=p95,
+        p99=p99,
     )
 
 

@@ -23,6 +23,13 @@ from halfbyte.text.tokenizer import Tokenizer
 
 Protocol = Literal["llama.cpp", "full"]
 
+# Short texts written for this project, no model's training data: prose, Chinese, code, answers.
+OWN = Path(__file__).parent / "builtin"
+OWN_TEXTS = {
+    name.partition(".")[0]: OWN / name
+    for name in ("english.txt", "chinese.txt", "code.txt", "chat.jsonl")
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
@@ -49,6 +56,15 @@ class Window:
         return self.token_ids[self.first + 1 :]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How texts are cut into windows, and how many of these are read at most."""
+
+    protocol: Protocol = "llama.cpp"
+    window: int = 512
+    max_windows: int | None = None
+
+
 def read_text(path: Path, tokenizer: Tokenizer) -> Text:
     """The text of a UTF-8 file; special tokens in it are plain text."""
     try:
@@ -61,18 +77,20 @@ def read_text(path: Path, tokenizer: Tokenizer) -> Text:
     return Text(name=path.name, token_ids=ids, bos=tokenizer.with_bos([]))
 
 
-def cut(text: Text, *, protocol: Protocol = "llama.cpp", window: int = 512) -> list[Window]:
-    """The windows of a text, each of `window` tokens. Raises `InvalidInputError` if there is none.
+def cut(text: Text, reading: Reading) -> list[Window]:
+    """The windows of a text. Raises `InvalidInputError` if there is none.
 
-    `window` is at least 4: a half of a window must hold a token and the one that it predicts.
+    A window is at least 4 tokens: a half of it must hold a token and the one that it predicts.
     """
+    window = reading.window
     if window < 4:
         raise InvalidInputError(f"a window has at least 4 tokens, not {window}", where="--window")
-    if protocol == "llama.cpp":
+    if reading.protocol == "llama.cpp":
         ids, stride, first = [*text.bos, *text.token_ids], window, window // 2
     else:
         ids, stride, first = text.token_ids, window - len(text.bos), 0
-    pieces = [ids[start : start + stride] for start in range(0, len(ids) - stride + 1, stride)]
+    starts = range(0, len(ids) - stride + 1, stride)[: reading.max_windows]
+    pieces = [ids[start : start + stride] for start in starts]
     if not pieces:
         raise InvalidInputError(
             f"{len(text.token_ids)} tokens do not fill one window of {window}",

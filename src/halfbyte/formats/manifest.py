@@ -27,6 +27,7 @@ from halfbyte.formats.safetensors import SafetensorsFile
 
 SCHEMA = "halfbyte.manifest/1"
 NAME = "manifest.json"
+CONFIG = "config.json"
 CHUNK = 1 << 22
 SMALL = 1 << 27
 HEADERS = {".gguf": GGUFFile, ".safetensors": SafetensorsFile}
@@ -71,6 +72,14 @@ def identity(source: Path) -> dict[str, Any]:
         if "header_sha256" not in facts[file.name] and file.stat().st_size <= SMALL:
             facts[file.name]["sha256"] = _Hashing(0, None).sha256(file)
     return {"name": source.resolve().name, "files": facts}
+
+
+def weights_hash(source: Path, progress: Progress | None = None) -> str:
+    """A hash of all that a checkpoint computes with: its weights and its config. Reads them all."""
+    files = [file for file in _files(source) if file.suffix in HEADERS or file.name == CONFIG]
+    hashed = _Hashing(sum(file.stat().st_size for file in files), progress)
+    facts = [[file.name, hashed.sha256(file)] for file in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def check_sizes(artefact: Path) -> bool:

@@ -71,8 +71,23 @@ class Chat:
         and the one by which the model asks for a tool's result."""
         dialect = self.grammar.dialect
         handing_over = dialect and dialect.hands_over and self._special_id(dialect.hands_over)
-        found = {*self._assets.generation.eos_ids, self._closing_id(), handing_over}
+        found = {*self._assets.generation.eos_ids, self.closing_id, handing_over}
         return frozenset(token_id for token_id in found if isinstance(token_id, int))
+
+    @cached_property
+    def closing_id(self) -> int | None:
+        """The special token that the template puts after an answer; None if it puts none."""
+        messages = [
+            {"role": "user", "content": _PROBE},
+            {"role": "assistant", "content": _PROBE},
+        ]
+        try:
+            prompt = self._prompt(messages, add_generation_prompt=False)
+        except HalfbyteError:
+            return None
+        tail = prompt.rpartition(_PROBE)[2].lstrip()
+        first = self._tokenizer.encode(tail, special=True)[:1]
+        return first[0] if first and self._tokenizer.is_special(first[0]) else None
 
     @cached_property
     def grammar(self) -> Grammar:
@@ -94,20 +109,6 @@ class Chat:
         stream = self.stream(prompt_ids, tools=tools)
         pieces = [piece for token_id in ids for piece in stream.push(token_id)]
         return collected([*pieces, *stream.finish()])
-
-    def _closing_id(self) -> int | None:
-        """The special token that the template puts after an answer; None if it puts none."""
-        messages = [
-            {"role": "user", "content": _PROBE},
-            {"role": "assistant", "content": _PROBE},
-        ]
-        try:
-            prompt = self._prompt(messages, add_generation_prompt=False)
-        except HalfbyteError:
-            return None
-        tail = prompt.rpartition(_PROBE)[2].lstrip()
-        first = self._tokenizer.encode(tail, special=True)[:1]
-        return first[0] if first and self._tokenizer.is_special(first[0]) else None
 
     def _special_id(self, string: str) -> int | None:
         found = self._tokenizer.token_id(string)
