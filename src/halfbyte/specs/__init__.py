@@ -6,6 +6,7 @@ without torch and without the weights.
 
 from halfbyte.specs.adapter import LowRankSpec, linears
 from halfbyte.specs.loading import DType, KVType, LoadOptions, Method
+from halfbyte.specs.machine import DeviceKind, Machine
 from halfbyte.specs.model import (
     Activation,
     AttentionSpec,
@@ -17,6 +18,7 @@ from halfbyte.specs.model import (
     RopeSpec,
     TensorSpec,
 )
+from halfbyte.specs.plan import Basis, Plan, Row, Setup, plan_of
 from halfbyte.specs.request import Request, SamplingParams
 from halfbyte.specs.scheme import (
     SCHEMES,
@@ -31,24 +33,31 @@ __all__ = [
     "SCHEMES",
     "Activation",
     "AttentionSpec",
+    "Basis",
     "DType",
+    "DeviceKind",
     "ExpertSpec",
     "KVType",
     "LayerSpec",
     "LoadOptions",
     "LowRankSpec",
     "MLPSpec",
+    "Machine",
     "Method",
     "ModelSpec",
     "PerLayerSpec",
+    "Plan",
     "Recipe",
     "Request",
     "RopeSpec",
+    "Row",
     "SamplingParams",
     "Scheme",
+    "Setup",
     "TensorSpec",
     "linears",
     "lossless_target",
+    "plan_of",
     "recipe_of",
     "scheme_of",
 ]

@@ -1,0 +1,94 @@
+"""A plan: where every byte goes when a model runs in a certain way, and whether it fits.
+
+A ledger of rows that sums; each row says whether it is arithmetic (from shapes, exact) or
+calibrated (measured once, on this machine or on the one where the default was taken). Plans are
+values: they are written to a file, edited by hand and read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from halfbyte.errors import InvalidInputError
+from halfbyte.specs.loading import KVType
+
+Basis = Literal["arithmetic", "calibrated"]
+SCHEMA = "halfbyte.plan/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one component takes. Components are named `weights.*`, `vision.*`, `drafter.*`, `kv.*`,
+    `activations.*`, `runtime.*`; `note` says where the number comes from."""
+
+    component: str
+    bytes: int
+    basis: Basis = "arithmetic"
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How a model is run. `recipe` None: as it is stored; `draft` 0: no speculation.
+
+    `context` is the positions of one sequence, `prefill_chunk` the rows of prompts in a step.
+    """
+
+    recipe: str | None
+    kv: KVType
+    context: int
+    sequences: int = 1
+    prefill_chunk: int = 512
+    draft: int = 0
+    adapters: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A setup of a model on a machine, its ledger, and what is expected of it.
+
+    `budget_bytes` is what may be used; `tokens_per_s` is bytes read per token over bandwidth, with
+    an empty cache and with a full one.
+    """
+
+    model: str
+    machine: str
+    ops: str
+    setup: Setup
+    rows: tuple[Row, ...]
+    budget_bytes: int
+    tokens_per_s: tuple[float, float] | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= self.budget_bytes
+
+    def part(self, beginning: str) -> int:
+        """The bytes of all components whose names begin so."""
+        return sum(row.bytes for row in self.rows if row.component.startswith(beginning))
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON values; `plan_of` reads it back."""
+        totals = {"fits": self.fits, "total_bytes": self.total_bytes}
+        return {"schema": SCHEMA, **totals, **asdict(self)}
+
+
+def plan_of(document: Mapping[str, Any]) -> Plan:
+    """The plan in a document, also one edited by hand. Raises `InvalidInputError`."""
+    if document.get("schema") != SCHEMA:
+        raise InvalidInputError(f"no plan: its schema is {document.get('schema')!r}, not {SCHEMA}")
+    try:
+        known = {field.name: document[field.name] for field in fields(Plan)}
+        known["setup"] = Setup(**document["setup"])
+        known["rows"] = tuple(Row(**row) for row in document["rows"])
+        speed = document["tokens_per_s"]
+        known["tokens_per_s"] = None if speed is None else (float(speed[0]), float(speed[1]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(f"not a plan: {error}") from error
+    return Plan(**known)
