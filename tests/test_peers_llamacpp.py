@@ -9,7 +9,10 @@ block schemes is therefore llama.cpp itself: its default settings against its pl
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +174,53 @@ def test_answers_stop_there_where_they_stop_here(model: Path, export, peer_of) -
     stops = Chat(Tokenizer(assets), assets).stop_ids
     print(model.name, "stops", sorted(stops), "llama.cpp's", sorted(peer.stop_ids))
     assert stops and stops <= peer.stop_ids
+
+
+PRINTED = {
+    "perplexity": r"Mean PPL\(Q\) +: +(\S+)",
+    "reference_perplexity": r"Mean PPL\(base\) +: +(\S+)",
+    "perplexity_ratio": r"Mean PPL\(Q\)/PPL\(base\) +: +(\S+)",
+    "perplexity_ratio_error": r"Mean PPL\(Q\)/PPL\(base\) +: +\S+ ± +(\S+)",
+    "kl.mean": r"Mean +KLD: +(\S+)",
+    "kl.mean_error": r"Mean +KLD: +\S+ ± +(\S+)",
+    "kl.median": r"Median +KLD: +(\S+)",
+    "kl.p90": r"90.0% +KLD: +(\S+)",
+    "kl.p99": r"99.0% +KLD: +(\S+)",
+    "kl.p999": r"99.9% +KLD: +(\S+)",
+    "kl.max": r"Maximum KLD: +(\S+)",
+    "right_token.mean": r"Mean +Δp: +(\S+)",
+    "right_token.rms": r"RMS Δp +: +(\S+)",
+    "right_token.p1": r" 1.0% +Δp: +(\S+)%",
+    "right_token.p5": r" 5.0% +Δp: +(\S+)%",
+    "right_token.p95": r"95.0% +Δp: +(\S+)%",
+    "right_token.p99": r"99.0% +Δp: +(\S+)%",
+    "same_top1": r"Same top p: +(\S+)",
+}
+
+
+def test_statistics_equal_those_that_llama_perplexity_prints(
+    tiny_gemma4: Path, books: Path, export, peer_of, tmp_path: Path
+) -> None:
+    """On llama.cpp's own logits and the text's first 20 windows. Needs the program itself."""
+    program = shutil.which("llama-perplexity")
+    if program is None:
+        pytest.skip("llama-perplexity is not on the PATH")
+    base, model = export(tiny_gemma4, "f32"), export(tiny_gemma4, "q4_0")
+    kept = ("-c", "512", "-b", "512", "-t", "1", "--kl-divergence-base", tmp_path / "base")
+    read_base = ("-m", base, "-f", books, "--chunks", str(WINDOWS))
+    subprocess.run([program, *read_base, *kept], check=True, capture_output=True)
+    told = subprocess.run(
+        [program, "-m", model, *kept, "--kl-divergence"], check=True, capture_output=True, text=True
+    )
+    peer = peer_of(base, plain=False)
+    ids = peer.encode(books.read_text(encoding="utf-8"), special=False)
+    text = Text(name="books", token_ids=ids, bos=peer.leading)
+    windows = cut(text, Reading(max_windows=WINDOWS))
+    found = compare(windows, theirs(peer_of(model, plain=False)), theirs(peer))
+    for name, pattern in PRINTED.items():
+        match = re.search(pattern, told.stdout)
+        assert match is not None, (name, told.stdout)
+        scale = 100 if "right_token" in name or name == "same_top1" else 1
+        last_digit = 1e-5 if scale == 100 else 1e-6
+        value = attrgetter(name)(found)
+        assert value == pytest.approx(float(match[1]) / scale, rel=0.01, abs=last_digit), name
