@@ -22,7 +22,7 @@ from halfbyte.errors import HalfbyteError, IntegrityError, InvalidInputError, Un
 from halfbyte.formats.checkpoint import Checkpoint, read, write_gguf
 from halfbyte.formats.finite import check_finite
 from halfbyte.formats.paired import to_halves, to_pairs
-from halfbyte.numerics.codec import decode
+from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES
 
@@ -209,9 +209,17 @@ def test_weights_that_are_no_numbers(stories260k: Path, tmp_path: Path, bad: flo
 
 
 def scales_of(name: str) -> list[int]:
-    """Where the floats of one block begin, from the block's layout."""
-    elsewhere = {"q6_k": [208], "q3_k": [108], "q2_k": [80, 82]}
+    """Where the floats of one block (or of a row) begin, from its layout."""
+    elsewhere = {"q6_k": [208], "q3_k": [108], "q2_k": [80, 82], "nf4": [0, 8], "int8": [0, 50]}
     return elsewhere.get(name, [0, 2] if name in ("q4_1", "q5_1", "q4_k", "q5_k") else [0])
+
+
+def infinity(name: str, offset: int) -> bytes:
+    """The bytes of an infinite float there."""
+    if name in ("f32", "nf4", "int8") and offset < 50:
+        return 0x7F800000.to_bytes(4, "little")
+    halves = name == "bf16" or ("int4" in name and not name.endswith("-f16"))
+    return (0x7F80 if halves else 0x7C00).to_bytes(2, "little")
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -219,13 +227,14 @@ def test_every_scheme_is_checked_to_be_finite(name: str) -> None:
     scheme = SCHEMES[name]
     width = 3 * scheme.block
     good = QTensor(scheme, (4, width), np.full((4, scheme.row_bytes(width)), 0x11, np.uint8))
+    if name == "int8":  # a column that is kept is named in the row
+        width = 16
+        good = encode(torch.ones(4, 16), scheme, method="search", importance=torch.ones(16))
     check_finite(good, name="w")
-    infinite = {"f32": 0x7F800000, "bf16": 0x7F80}.get(name, 0x7C00).to_bytes(
-        4 if name == "f32" else 2, "little"
-    )
     for offset in scales_of(name):
+        infinite = infinity(name, offset)
         data = good.data.copy()
-        at = 2 * scheme.block_bytes + offset
+        at = offset + (0 if scheme.row_header else 2 * scheme.block_bytes)
         data[3, at : at + len(infinite)] = np.frombuffer(infinite, np.uint8)
         spoiled = QTensor(scheme, (4, width), data)
         assert not torch.isfinite(decode(spoiled)).all()

@@ -56,7 +56,9 @@ NUMBERS = {
 }
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64 = 4, 5, 6, 7, 8, 9, 10, 11
 
-OF_GGML_TYPE = {scheme.ggml_type: scheme for scheme in SCHEMES.values()}
+OF_GGML_TYPE = {
+    scheme.ggml_type: scheme for scheme in SCHEMES.values() if scheme.ggml_type is not None
+}
 # ggml types we do not read, for the message.
 OTHER_TYPES = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
@@ -274,7 +276,7 @@ def _scheme(cursor: _Cursor, name: str, shape: tuple[int, ...]) -> Scheme:
         raise UnsupportedError(
             f"tensor '{name}' is stored as ggml type {OTHER_TYPES.get(kind, kind)}",
             where=cursor.path,
-            hint=f"readable: {', '.join(SCHEMES)}",
+            hint=f"readable: {', '.join(scheme.name for scheme in OF_GGML_TYPE.values())}",
         )
     scheme = OF_GGML_TYPE[kind]
     if shape[-1] % scheme.block:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from halfbyte.errors import InvalidInputError
+from halfbyte.errors import InvalidInputError, UnsupportedError
 from halfbyte.formats.atomic import atomic_file
 from halfbyte.formats.gguf import (
     ALIGNMENT,
@@ -80,6 +80,8 @@ def _head(
 
 def _info(name: str, scheme: Scheme, shape: tuple[int, ...], offset: int) -> bytes:
     assert len(name.encode()) < LONGEST_NAME, name
+    if scheme.ggml_type is None:
+        raise UnsupportedError(f"GGUF has no type for {scheme.name}", where=name)
     dims = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
     return _string(name) + dims + struct.pack("<IQ", scheme.ggml_type, offset)
 

@@ -80,9 +80,9 @@ def _runnable(q: QTensor, ops: OpSet) -> QTensor:
     target = lossless_target(q.scheme, available)
     if target == q.scheme:
         return q
-    from halfbyte.numerics.codec import convert  # brings torch, which most files do without
+    from halfbyte.numerics.codec import convert_exactly  # brings torch; most files do without
 
-    return convert(q, target)
+    return convert_exactly(q, target)
 
 
 def _weights(spec: ModelSpec, packed: Mapping[str, Array], updates: Updates) -> Weights:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
-from halfbyte.numerics import blocks, plain, superblocks
-from halfbyte.numerics.grids import GRIDS, grid_of, nearest_on
+from halfbyte.numerics import blocks, int8, nf4, plain, superblocks
+from halfbyte.numerics.affine import AFFINE
+from halfbyte.numerics.grids import GRIDS, grid_of
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.numerics.scales import Scales, joined
-from halfbyte.specs import Method, Scheme
+from halfbyte.numerics.scales import Scales, joined, nearest_on
+from halfbyte.specs import SCHEMES, Method, Scheme
 
 TILE = 1 << 20  # weights handled at once; a few f32 temporaries of this size exist at a time
 CONVERT_CHUNK = 1 << 23  # weights decoded at once by `convert`: 32 MiB of f32
@@ -56,6 +57,23 @@ CODECS: dict[str, Codec] = {
     "q5_k": Codec(superblocks.decode_q5_k, None),
     "q6_k": Codec(superblocks.decode_q6_k, superblocks.encode_q6_k),
     "iq4_xs": Codec(superblocks.decode_iq4_xs, None),
+} | {name: Codec(layout.decode, layout.encode) for name, layout in AFFINE.items()}
+
+
+class RowCodec(NamedTuple):
+    """A scheme whose rows are more than blocks.
+
+    `decode`: (bytes [n, row bytes], width) -> f32 [n, width]. `encode`: (f32 [N, K], importance of
+    the columns [K] or None) -> bytes [N, row bytes], of a whole tensor.
+    """
+
+    decode: Callable[[Tensor, int], Tensor]
+    encode: Callable[[Tensor, Tensor | None], Tensor]
+
+
+ROW_CODECS: dict[str, RowCodec] = {
+    "nf4": RowCodec(nf4.decode_nf4, nf4.encode_nf4),
+    "int8": RowCodec(int8.decode_int8, int8.encode_int8),
 }
 
 
@@ -70,6 +88,8 @@ def _q3_k_to_q6_k(stored: Tensor) -> Tensor:
 
 # (from, to) -> bytes to bytes, without a rounding; the pairs of `specs.scheme.HOLDERS`.
 REPACKS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    **{(name, "q8_0"): layout.to_q8_0 for name, layout in AFFINE.items()},
+    **{(name, "q4_0"): layout.to_q4_0 for name, layout in AFFINE.items() if not layout.zero},
     ("q4_0", "q8_0"): _to_q8_0(blocks.integers_q4_0),
     ("q5_0", "q8_0"): _to_q8_0(blocks.integers_q5_0),
     ("iq4_nl", "q8_0"): _to_q8_0(blocks.integers_iq4_nl),
@@ -80,6 +100,8 @@ REPACKS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
 def decode(q: QTensor, *, device: str | torch.device = "cpu") -> Tensor:
     """The weights as f32 of `q.shape` on `device`, bit-exact with the `gguf` package."""
     result = torch.empty(q.shape, dtype=torch.float32, device=device)
+    if q.scheme.name in ROW_CODECS:
+        return _decode_rows(q, result)
     flat = result.view(-1, q.scheme.block)
     for start, stop in _tiles(len(flat), q.scheme):
         # A copy, because the stored bytes may be a read-only map.
@@ -102,8 +124,10 @@ def encode(
     Raises `UnsupportedError` for a scheme without an encoder or a magnitude it cannot hold,
     `IntegrityError` for weights that are not numbers, `InvalidInputError` for a bad argument.
     """
-    encode_blocks = _encoder(scheme)
     _check_arguments(weight, method, importance)
+    if scheme.name in ROW_CODECS:
+        return _encode_rows(weight, scheme, importance)
+    encode_blocks = _encoder(scheme)
     grid = GRIDS.get(scheme.name) if method == "search" else None
     data = np.empty((weight.shape[:-1].numel(), scheme.row_bytes(weight.shape[-1])), dtype=np.uint8)
     stored = torch.from_numpy(data).view(-1, scheme.block_bytes)
@@ -133,9 +157,8 @@ def store(integers: Tensor, scales: Scales, scheme: Scheme) -> QTensor:
     """Integers [N, K] and scales [N, groups] as the bytes of `scheme`: a pure packing."""
     grid, shape = grid_of(scheme), tuple(integers.shape)
     data = np.empty((shape[0], scheme.row_bytes(shape[1])), dtype=np.uint8)
-    step = max(1, TILE // shape[1])
-    for start in range(0, shape[0], step):
-        rows = slice(start, start + step)
+    for start, stop in _row_tiles(*shape):
+        rows = slice(start, stop)
         parts = scales.each(lambda f, rows=rows: f[rows].reshape(-1, scheme.block // grid.group))
         written = grid.write(integers[rows].reshape(-1, scheme.block), parts)
         data[rows] = written.view(-1, data.shape[1]).numpy(force=True)
@@ -154,6 +177,8 @@ def convert(q: QTensor, scheme: Scheme, *, method: Method = "rtn") -> QTensor:
     repack = REPACKS.get((q.scheme.name, scheme.name))
     if repack is not None:
         return _repacked(q, scheme, repack)
+    if scheme.name in ROW_CODECS:
+        return encode(decode(q), scheme, method=method)
     _encoder(scheme)
     data = np.empty((q.num_rows, scheme.row_bytes(q.width)), dtype=np.uint8)
     step = max(1, CONVERT_CHUNK // q.width)
@@ -163,18 +188,44 @@ def convert(q: QTensor, scheme: Scheme, *, method: Method = "rtn") -> QTensor:
     return QTensor(scheme, q.shape, data)
 
 
+def convert_exactly(q: QTensor, scheme: Scheme) -> QTensor:
+    """`q` in its `lossless_target`; in f32 where that lacks one of its scales, a tiny bf16 one."""
+    try:
+        return convert(q, scheme)
+    except UnsupportedError:
+        return convert(q, SCHEMES["f32"])
+
+
+def _decode_rows(q: QTensor, result: Tensor) -> Tensor:
+    flat = result.view(-1, q.width)
+    for start, stop in _row_tiles(q.num_rows, q.width):
+        rows = torch.tensor(q.data[start:stop], device=result.device)
+        flat[start:stop] = ROW_CODECS[q.scheme.name].decode(rows, q.width)
+    return result
+
+
+def _encode_rows(weight: Tensor, scheme: Scheme, importance: Tensor | None) -> QTensor:
+    scheme.row_bytes(weight.shape[-1])
+    rows = weight.detach().reshape(-1, weight.shape[-1]).float()
+    if rows.numel() and not _finite(rows):
+        raise _not_numbers(rows, scheme)
+    data = ROW_CODECS[scheme.name].encode(rows, importance)
+    return QTensor(scheme, tuple(weight.shape), data.numpy(force=True))
+
+
 def _repacked(q: QTensor, scheme: Scheme, repack: Callable[[Tensor], Tensor]) -> QTensor:
     data = np.empty((q.num_rows, scheme.row_bytes(q.width)), dtype=np.uint8)
-    stored = torch.from_numpy(data).view(-1, scheme.block_bytes)
+    stored = torch.from_numpy(data).view(len(q.blocks), -1)
     for start, stop in _tiles(len(stored), q.scheme):
-        stored[start:stop] = repack(torch.tensor(q.blocks[start:stop]))
+        written = repack(torch.tensor(q.blocks[start:stop]))
+        stored[start:stop] = written.view(stop - start, -1)
     return QTensor(scheme, q.shape, data)
 
 
 def _encoder(scheme: Scheme) -> Callable[[Tensor], Tensor]:
     encode_blocks = CODECS[scheme.name].encode
     if encode_blocks is None:
-        able = ", ".join(name for name, codec in CODECS.items() if codec.encode)
+        able = ", ".join([*(name for name, codec in CODECS.items() if codec.encode), *ROW_CODECS])
         raise UnsupportedError(f"{scheme.name} can be read but not written", hint=f"one of {able}")
     return encode_blocks
 
@@ -183,6 +234,12 @@ def _tiles(num_blocks: int, scheme: Scheme) -> Iterator[tuple[int, int]]:
     step = TILE // scheme.block
     for start in range(0, num_blocks, step):
         yield start, min(start + step, num_blocks)
+
+
+def _row_tiles(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
+    step = max(1, TILE // width)
+    for start in range(0, num_rows, step):
+        yield start, min(start + step, num_rows)
 
 
 def _check_arguments(weight: Tensor, method: Method, importance: Tensor | None) -> None:

@@ -3,9 +3,9 @@
 Every scheme here means `step * integer` with the integer in [low, high]: one step (and, where the
 scheme stores a zero point, one pair of ends) for each group of weights of a row. A quantizer takes
 the `Scales` as they are stored, chooses the integers, and has both written: what it judged is what
-ships. Tensors are f32 [n, block] of whole blocks, or [N, K] of whole rows.
+ships.
 
-What it is not: a choice of integers. Those of a plain search are the nearest (`nearest_on`).
+What it is not: a choice of integers. Those of a plain search are the nearest (`scales.nearest_on`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.numerics import blocks, superblocks
+from halfbyte.numerics.affine import AFFINE
 from halfbyte.numerics.scales import Scales
-from halfbyte.specs import Scheme
+from halfbyte.specs import SCHEMES, Scheme
 
 
 class BlockGrid(NamedTuple):
@@ -39,6 +40,9 @@ GRIDS: dict[str, BlockGrid] = {
     "q8_0": BlockGrid(32, blocks.choose_q8_0, blocks.storable, blocks.write_q8_0),
     "q4_0": BlockGrid(32, blocks.choose_q4_0, blocks.storable, blocks.write_q4_0),
     "q6_k": BlockGrid(16, superblocks.choose_q6_k, superblocks.storable, superblocks.write_q6_k),
+} | {
+    name: BlockGrid(SCHEMES[name].block, layout.choose, layout.storable, layout.write)
+    for name, layout in AFFINE.items()
 }
 
 
@@ -49,9 +53,3 @@ def grid_of(scheme: Scheme) -> BlockGrid:
             f"{scheme.name} has no integers to choose", hint=f"one of {', '.join(GRIDS)}"
         )
     return GRIDS[scheme.name]
-
-
-def nearest_on(x: Tensor, scales: Scales) -> Tensor:
-    """The integers nearest to x [n, width] on the grid, f32 [n, width]."""
-    groups = x.unflatten(1, (scales.step.shape[1], -1)) * scales.inverse[..., None]
-    return groups.round_().clamp_(scales.low[..., None], scales.high[..., None]).flatten(1)

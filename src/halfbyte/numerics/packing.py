@@ -12,9 +12,14 @@ from torch import Tensor
 from halfbyte.errors import UnsupportedError
 
 
+def read_as(field: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes [n, m * itemsize] -> numbers [n, m] of that type."""
+    return field.reshape(-1).view(dtype).view(len(field), field.shape[1] // dtype.itemsize)
+
+
 def read_half(field: Tensor) -> Tensor:
     """fp16 bytes [n, 2 * m] -> f32 [n, m], exact."""
-    return field.contiguous().view(torch.float16).float()
+    return read_as(field, torch.float16).float()
 
 
 def write_half(values: Tensor) -> Tensor:

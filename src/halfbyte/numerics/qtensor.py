@@ -62,7 +62,8 @@ class QTensor:
 
     @property
     def blocks(self) -> np.ndarray:
-        """The same bytes as uint8 [num_blocks, block_bytes]; a view."""
+        """The same bytes as uint8 [num_blocks, block_bytes]; a view. Rows must be only blocks."""
+        assert not self.scheme.row_header, f"rows of {self.scheme.name} are more than blocks"
         return self.data.reshape(-1, self.scheme.block_bytes)
 
     def rows(self, start: int, stop: int) -> QTensor:

@@ -14,7 +14,8 @@ Idea: the scale searches of ggml's quantizers; the rounding of every candidate f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from torch import Tensor
 # Where to look, in levels, around the two rules "the extremum becomes `low`" and "... `high`".
 FINE = tuple(0.9 * step / 5 for step in range(-5, 6))
 COARSE = (FINE[0], FINE[-1])
+# How much of each end of the weights a grid with a zero point spans.
+ENDS = (1.06, 1.0, 0.93, 0.86)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,10 +39,6 @@ class Scales:
     low: Tensor
     high: Tensor
     unit: Tensor | None = None
-
-    @property
-    def inverse(self) -> Tensor:
-        return inverse(self.step)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Scales:
         """The same of every field."""
@@ -99,6 +98,12 @@ def nearest(x: Tensor, scale: Tensor, grid: Grid, out: Tensor | None = None) -> 
     return torch.mul(x, inverse(scale), out=out).round_().clamp_(grid.low, grid.high)
 
 
+def nearest_on(x: Tensor, scales: Scales) -> Tensor:
+    """The integers nearest to x [n, width] for the scales of its groups, f32 [n, width]."""
+    groups = x.unflatten(1, (scales.step.shape[1], -1)) * inverse(scales.step)[..., None]
+    return groups.round_().clamp_(scales.low[..., None], scales.high[..., None]).flatten(1)
+
+
 def search(
     x: Tensor, grid: Grid, storable: Callable[[Tensor], Tensor], weights: Tensor | None = None
 ) -> Tensor:
@@ -115,6 +120,55 @@ def glance(x: Tensor, grid: Grid, storable: Callable[[Tensor], Tensor]) -> Tenso
     """The best storable scale [n, 1] of five: a search in a fraction of the time."""
     judge = _Judge(x=x, grid=grid, weights=None, scratch=torch.empty_like(x))
     return judge.best_of(storable, COARSE)[0]
+
+
+def spanning(
+    x: Tensor, levels: int, storable: Callable[[Tensor], Tensor], ends: tuple[float, float]
+) -> Scales:
+    """The scales with a zero point whose `levels` integers span parts of both ends of x, and 0."""
+    low = x.amin(dim=1, keepdim=True).clamp_(max=0).mul_(ends[0])
+    high = x.amax(dim=1, keepdim=True).clamp_(min=0).mul_(ends[1])
+    step = storable((high - low) / (levels - 1))
+    zero = (-low * inverse(step)).round_().clamp_(0, levels - 1)
+    return Scales(step=step, low=-zero, high=levels - 1 - zero)
+
+
+def search_range(
+    x: Tensor, levels: int, storable: Callable[[Tensor], Tensor], weights: Tensor | None = None
+) -> Scales:
+    """As `search`, on the integers 0 .. levels - 1 less a zero point: the best step and zero."""
+    best = spanning(x, levels, storable, (1.0, 1.0))
+    least = _error(x, best, weights)
+    for ends in product(ENDS, ENDS):
+        best, least = _better(x, spanning(x, levels, storable, ends), best, least, weights)
+    integers = nearest_on(x, best)
+    wished = _dot(x, integers, weights) * inverse(_dot(integers, integers, weights))
+    return _better(x, replace(best, step=storable(wished)), best, least, weights)[0]
+
+
+def _better(
+    x: Tensor, candidate: Scales, best: Scales, least: Tensor, weights: Tensor | None
+) -> tuple[Scales, Tensor]:
+    error = _error(x, candidate, weights)
+    wins = error < least
+    chosen = Scales(
+        step=torch.where(wins, candidate.step, best.step),
+        low=torch.where(wins, candidate.low, best.low),
+        high=torch.where(wins, candidate.high, best.high),
+    )
+    return chosen, torch.where(wins, error, least)
+
+
+def _error(x: Tensor, scales: Scales, weights: Tensor | None) -> Tensor:
+    """sum(w (x - d q)^2) [n, 1] with the nearest integers q."""
+    rest = torch.addcmul(x, nearest_on(x, scales), scales.step, value=-1)
+    return _dot(rest, rest, weights)
+
+
+def _dot(a: Tensor, b: Tensor, weights: Tensor | None) -> Tensor:
+    """sum(w a b) [n, 1]."""
+    terms = a * b if weights is None else (a * b).mul_(weights)
+    return terms.sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from halfbyte.errors import InvalidInputError
 from halfbyte.numerics.codec import choose_scales, store
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.numerics.scales import Scales
+from halfbyte.numerics.scales import inverse as reciprocal
 from halfbyte.specs import Scheme
 
 BLOCK = 128
@@ -68,7 +69,7 @@ def _round(weight: Tensor, scales: Scales, feedback: Tensor, order: Tensor) -> T
     group = (order // (weight.shape[1] // scales.step.shape[1])).tolist()
     by_group = scales.each(lambda field: field.t().contiguous())
     errors, integers = torch.zeros_like(columns), torch.empty_like(columns)
-    inverse = by_group.inverse
+    inverse = reciprocal(by_group.step)
     for start in range(0, len(columns), BLOCK):
         stop = min(start + BLOCK, len(columns))
         targets = columns[start:stop] + feedback[:start, start:stop].t() @ errors[:start]

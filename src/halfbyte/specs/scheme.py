@@ -1,9 +1,11 @@
 """How one tensor is stored (`Scheme`) and which tensors get which scheme (`Recipe`).
 
 A scheme cuts each row of a tensor into blocks of `block` weights that take `block_bytes` bytes.
-Ids and layouts of the block schemes are those of GGUF (ggml.h); f32, f16 and bf16 are blocks of
-one. A recipe is an ordered list of globs on our tensor names, first match wins; where a width does
-not suit the scheme, the scheme's fallback is taken, so a recipe always resolves.
+Ids and layouts of most are those of GGUF (ggml.h); f32, f16 and bf16 are blocks of one. The others
+are what other packages store: groups of four-bit integers under a bf16 or fp16 scale
+(compressed-tensors, GPTQ, AWQ), and the `nf4` and `int8` of bitsandbytes, whose rows carry more
+than their blocks. A recipe is an ordered list of globs on our tensor names, first match wins; where
+a width does not suit the scheme, the scheme's fallback is taken, so a recipe always resolves.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 from halfbyte.errors import InvalidInputError, UnsupportedError
@@ -20,13 +22,19 @@ from halfbyte.errors import InvalidInputError, UnsupportedError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """One way to store a tensor. `ggml_type` is its id in a GGUF file."""
+    """One way to store a tensor. `ggml_type` is its id in a GGUF file, None if that cannot hold it.
+
+    A row has `row_header` bytes before its blocks, and an f32 for each span of `outer_span` weights
+    that it touches: spans run through the whole tensor, over the ends of rows.
+    """
 
     name: str
     block: int
     block_bytes: int
-    ggml_type: int
+    ggml_type: int | None
     fallback: str | None = None
+    row_header: int = 0
+    outer_span: int = 0
 
     @property
     def bits(self) -> float:
@@ -39,14 +47,23 @@ class Scheme:
             raise InvalidInputError(
                 f"{self.name} stores blocks of {self.block} weights; {width} is no multiple of it"
             )
-        return width // self.block * self.block_bytes
+        return self.row_extra(width) + width // self.block * self.block_bytes
+
+    def row_extra(self, width: int) -> int:
+        """Bytes of a row of `width` weights before its blocks."""
+        if not self.outer_span:
+            return self.row_header
+        spans = 1 + ceil((width - self.block) / self.outer_span)
+        return self.row_header + 4 * spans
 
     def bytes(self, shape: Sequence[int]) -> int:
         """Bytes of a tensor of this shape, without any alignment of the file."""
         return prod(shape[:-1]) * self.row_bytes(shape[-1])
 
 
-def _scheme(name: str, block: int, size: int, ggml: int, fallback: str | None = None) -> Scheme:
+def _scheme(
+    name: str, block: int, size: int, ggml: int | None, fallback: str | None = None
+) -> Scheme:
     return Scheme(name=name, block=block, block_bytes=size, ggml_type=ggml, fallback=fallback)
 
 
@@ -68,12 +85,41 @@ SCHEMES: dict[str, Scheme] = {
         _scheme("q5_k", 256, 176, 13, "q5_1"),
         _scheme("q6_k", 256, 210, 14, "q8_0"),
         _scheme("iq4_xs", 256, 136, 23, "iq4_nl"),
+        _scheme("int4-g32", 32, 18, None, "bf16"),
+        _scheme("int4-g128", 128, 66, None, "int4-g32"),
+        _scheme("uint4-g32", 32, 19, None, "bf16"),
+        _scheme("uint4-g128", 128, 67, None, "uint4-g32"),
+        _scheme("int4-g32-f16", 32, 18, None, "f16"),
+        _scheme("int4-g128-f16", 128, 66, None, "int4-g32-f16"),
+        _scheme("uint4-g32-f16", 32, 19, None, "f16"),
+        _scheme("uint4-g128-f16", 128, 67, None, "uint4-g32-f16"),
+        Scheme(
+            name="nf4",
+            block=64,
+            block_bytes=33,
+            ggml_type=None,
+            fallback="bf16",
+            row_header=8,
+            outer_span=64 * 256,
+        ),
+        Scheme(name="int8", block=1, block_bytes=1, ggml_type=None, row_header=52),
     )
 }
 
-# The schemes that hold every value of another exactly, besides f32, which holds them all. q3_k's
-# scales and integers are a part of q6_k's; an integer times an fp16 scale is q8_0.
-HOLDERS = {"q4_0": "q8_0", "q5_0": "q8_0", "iq4_nl": "q8_0", "q3_k": "q6_k"}
+# The schemes that hold every value of another exactly, besides f32, which holds them all, best
+# first. An integer times an fp16 scale is q8_0, and q4_0 if it is in -8..7; q3_k's scales and
+# integers are a part of q6_k's.
+HOLDERS: dict[str, tuple[str, ...]] = {
+    "q4_0": ("q8_0",),
+    "q5_0": ("q8_0",),
+    "iq4_nl": ("q8_0",),
+    "q3_k": ("q6_k",),
+} | {
+    f"{kind}-g{group}{scale}": holders
+    for kind, holders in (("int4", ("q4_0", "q8_0")), ("uint4", ("q8_0",)))
+    for group in (32, 128)
+    for scale in ("", "-f16")
+}
 
 
 def scheme_of(name: str) -> Scheme:
@@ -90,10 +136,9 @@ def lossless_target(scheme: Scheme, available: Collection[Scheme]) -> Scheme:
 
     `halfbyte.numerics.codec.convert` goes there without a rounding. Raises `UnsupportedError`.
     """
-    holders = (scheme.name, HOLDERS.get(scheme.name), "f32")
-    for candidate in (SCHEMES[name] for name in holders if name):
-        if candidate in available:
-            return candidate
+    for name in (scheme.name, *HOLDERS.get(scheme.name, ()), "f32"):
+        if SCHEMES[name] in available:
+            return SCHEMES[name]
     names = ", ".join(other.name for other in available)
     raise UnsupportedError(f"nothing among {names} holds {scheme.name} without a loss")
 
@@ -133,6 +178,11 @@ def _uniform(name: str) -> Recipe:
     return Recipe(name=name, rules=(("*", name),))
 
 
+def _linears(name: str) -> Recipe:
+    """As the checkpoints of other packages are: what is no linear of a layer stays bf16."""
+    return Recipe(name=name, rules=(("layers.*", name), ("*", "bf16")))
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -150,6 +200,9 @@ RECIPES: dict[str, Recipe] = {
         _uniform("bf16"),
         _uniform("f16"),
         _uniform("f32"),
+        *(_linears(f"{kind}-g{group}") for kind in ("int4", "uint4") for group in (32, 128)),
+        _linears("nf4"),
+        _linears("int8"),
     )
 }
 
