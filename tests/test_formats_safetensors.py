@@ -118,12 +118,22 @@ def test_a_bad_file_is_refused(tmp_path: Path, data: bytes) -> None:
 
 def test_types_that_are_no_weights(tmp_path: Path) -> None:
     path = tmp_path / SINGLE
-    path.write_bytes(raw({"a": entry(0, 8, [1], "I64")}, bytes(8)))
-    with pytest.raises(UnsupportedError, match="a: stored as I64"):
+    path.write_bytes(raw({"a": entry(0, 4, [1], "I32")}, bytes(4)))
+    with pytest.raises(UnsupportedError, match="a: stored as I32"):
         SafetensorsFile(path).tensor("a")
     path.write_bytes(raw({"a": entry(0, 8, [1], "Z9")}, bytes(8)))
     with pytest.raises(UnsupportedError, match="unknown type 'Z9'"):
         SafetensorsFile(path)
+
+
+def test_whole_numbers_of_64_bits_become_f32(tmp_path: Path) -> None:
+    path, header = tmp_path / SINGLE, {"a": entry(0, 16, [2], "I64")}
+    path.write_bytes(raw(header, struct.pack("<2q", 262143, -2)))
+    tensor = SafetensorsFile(path).tensor("a")
+    assert tensor.scheme.name == "f32" and tensor.data.view("<f4").tolist() == [[262143, -2]]
+    path.write_bytes(raw(header, struct.pack("<2q", 2**24 + 1, 0)))
+    with pytest.raises(IntegrityError, match="'a' holds whole numbers too large"):
+        SafetensorsFile(path).tensor("a")
 
 
 def test_damage_is_only_ever_a_halfbyte_error(tmp_path: Path) -> None:

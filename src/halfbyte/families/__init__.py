@@ -10,12 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
-from halfbyte.families import gemma3, gemma4, llama
+from halfbyte.families import gemma3, gemma4, gemma4_assistant, llama
 from halfbyte.families.family import Family, Header
 from halfbyte.families.names import Name
 from halfbyte.specs import ModelSpec
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, gemma3.FAMILY, gemma4.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    gemma3.FAMILY,
+    gemma4.FAMILY,
+    gemma4_assistant.FAMILY,
+)
 
 __all__ = ["FAMILIES", "Family", "Header", "Name", "family_of", "spec_of"]
 

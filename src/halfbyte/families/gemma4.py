@@ -174,6 +174,13 @@ def _config_rope(fields: Fields, layer_type: str, head_dim: int) -> RopeSpec:
 
 def from_header(header: Header) -> ModelSpec:
     """The spec of a GGUF of architecture gemma4."""
+    if header.rope_divisors is None:
+        raise IntegrityError("rope_freqs.weight is missing; the global layers need it")
+    return described(header)
+
+
+def described(header: Header) -> ModelSpec:
+    """The spec that the metadata and shapes of a header describe, this one's or its drafter's."""
     fields = header.fields()
     count = fields.layers("block_count")
     pattern = fields.sequence("attention.sliding_window_pattern")
@@ -226,7 +233,7 @@ def _header_rope(header: Header, fields: Fields, sliding: bool) -> RopeSpec:
         return RopeSpec(theta=fields.number("rope.freq_base_swa", 10000.0))
     theta = fields.number("rope.freq_base", 1000000.0)
     if header.rope_divisors is None:
-        raise IntegrityError("rope_freqs.weight is missing; the global layers need it")
+        return RopeSpec(theta=theta)
     rotated = sum(not isinf(value) for value in header.rope_divisors)
     scaling = f"proportional, {rotated} of {len(header.rope_divisors)} pairs rotate"
     return RopeSpec(theta=theta, divisors=header.rope_divisors, scaling=scaling)
@@ -239,16 +246,23 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
     full layers whose rope is not given by divisors, or keys and values shared with another than
     the last full and the last sliding layer that have their own.
     """
-    kinds = [layer.attention for layer in spec.layers]
-    sliding = next((kind for kind in kinds if kind.window is not None), None)
-    full = spec.layers[-1].attention
-    if sliding is None or full.rope.divisors is None:
+    if not spec.windows or spec.layers[-1].attention.rope.divisors is None:
         raise UnsupportedError("a gemma4 GGUF needs sliding layers and proportional rope")
-    shared = sum(layer.kv_source is not None for layer in spec.layers)
-    own = len(kinds) - shared
+    own = len(spec.layers) - _shared(spec)
     for layer in spec.layers[own:]:
         if layer.kv_source != own - (1 if layer.attention.window is None else 2):
             raise UnsupportedError("a gemma4 GGUF shares the keys of its last two own layers")
+    return description(spec)
+
+
+def _shared(spec: ModelSpec) -> int:
+    return sum(layer.kv_source is not None for layer in spec.layers)
+
+
+def description(spec: ModelSpec) -> dict[str, Any]:
+    """What `described` reads, of this architecture's spec or its drafter's."""
+    full = spec.layers[-1].attention
+    sliding = next((it.attention for it in spec.layers if it.attention.window is not None), full)
     widths = [layer.mlp.width for layer in spec.layers]
     metadata: dict[str, Any] = {
         "context_length": spec.context,
@@ -261,11 +275,10 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
         "attention.value_length": full.head_dim,
         "attention.key_length_swa": sliding.head_dim,
         "attention.value_length_swa": sliding.head_dim,
-        "attention.sliding_window": sliding.window,
         "attention.sliding_window_pattern": [
             layer.attention.window is not None for layer in spec.layers
         ],
-        "attention.shared_kv_layers": shared,
+        "attention.shared_kv_layers": _shared(spec),
         "attention.layer_norm_rms_epsilon": spec.norm_eps,
         "embedding_length_per_layer_input": spec.per_layer.width if spec.per_layer else 0,
         "rope.dimension_count": full.head_dim,
@@ -273,6 +286,8 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
         "rope.freq_base": full.rope.theta,
         "rope.freq_base_swa": sliding.rope.theta,
     }
+    if sliding.window is not None:
+        metadata["attention.sliding_window"] = sliding.window
     experts = spec.layers[0].experts
     if experts is not None:
         metadata["expert_count"] = experts.count

@@ -32,6 +32,7 @@ from halfbyte.formats.finite import check_finite
 from halfbyte.formats.gguf_parts import ROPE_FREQS, GGUFModel, part_paths
 from halfbyte.formats.paired import to_halves, to_pairs
 from halfbyte.formats.progress import Progress
+from halfbyte.formats.reference import is_drafter_file
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme
 from halfbyte.text.assets import (
@@ -191,7 +192,8 @@ def read(path: Path) -> Checkpoint:
             return _read_gguf(path)
         if (path / "config.json").exists():
             return _read_directory(path)
-        found = {part_paths(file)[0] for file in path.glob("*.gguf")}
+        files = [file for file in path.glob("*.gguf") if not is_drafter_file(file)]
+        found = {part_paths(file)[0] for file in files}
         if len(found) != 1:
             raise IntegrityError(f"has no config.json, and {len(found)} .gguf models")
         return _read_gguf(found.pop())

@@ -1,4 +1,8 @@
-"""What a person calls a model, as a path: `demo`, a directory or file, or a name on a hub."""
+"""What a person calls a model, as a path: `demo`, a directory or file, or a name on a hub.
+
+A model's drafter lies beside it: `X.drafter.gguf` beside `X.gguf`; in a directory `drafter.gguf`, a
+directory `drafter`, or a file `mtp-*.gguf`, as llama.cpp calls it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from halfbyte.errors import IntegrityError
 from halfbyte.formats.progress import Progress
 
 DEMO = "demo"
+DRAFTER = "drafter"
 
 
 def locate(reference: str, progress: Progress | None = None) -> Path:
@@ -31,3 +36,18 @@ def demo_path() -> Path:
     if not path.is_file():
         raise IntegrityError("the demo model is missing", where=path, hint="install halfbyte again")
     return path
+
+
+def drafter_beside(model: Path) -> Path | None:
+    """The drafter of the model in a directory or file, if one lies where they lie."""
+    folder = model if model.is_dir() else model.parent
+    places = [folder / f"{DRAFTER}.gguf", folder / DRAFTER]
+    if model.is_file():
+        places.insert(0, model.with_suffix(f".{DRAFTER}.gguf"))
+    places += sorted(folder.glob("mtp-*.gguf"))
+    return next((place for place in places if place.exists()), None)
+
+
+def is_drafter_file(path: Path) -> bool:
+    """Whether a .gguf file is by its name a drafter, not a model."""
+    return path.name.endswith(f"{DRAFTER}.gguf") or path.name.startswith("mtp-")

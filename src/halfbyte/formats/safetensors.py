@@ -1,6 +1,7 @@
 """Safetensors files: a JSON header with the place of each tensor, then the bytes.
 
 Read without torch: tensors become `QTensor` views of the mapped file, in scheme f32, f16 or bf16.
+Whole numbers of 64 bits become f32, which must hold them.
 The header is untrusted: it is at most 100 MB, and its tensors fill the data without gaps, overlaps
 or anything beyond the end. A directory holds one `model.safetensors`, or shards and the
 `model.safetensors.index.json` that assigns tensors to them.
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
+
+import numpy as np
 
 from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.formats.atomic import atomic_file
@@ -40,6 +43,7 @@ BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+INTEGERS = "I64"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,8 @@ class TensorInfo:
     @property
     def scheme(self) -> Scheme:
         """`UnsupportedError` for a type that is no float of 16 or 32 bits."""
+        if self.dtype == INTEGERS:
+            return SCHEMES["f32"]
         if self.dtype not in DTYPES:
             raise UnsupportedError(
                 f"stored as {self.dtype}", where=self.name, hint=f"readable: {', '.join(DTYPES)}"
@@ -72,15 +78,23 @@ class SafetensorsFile:
         self.infos = self._parse()
 
     def tensor(self, name: str) -> QTensor:
-        """A view of the file."""
+        """A view of the file, unless whole numbers have to be converted."""
         info = self.infos[name]
         data = self._map.view(info.start, info.stop)
+        if info.dtype == INTEGERS:
+            data = self._as_f32(name, data.view("<i8"))
         rows = prod(info.shape[:-1])
         return QTensor(scheme=info.scheme, shape=info.shape, data=data.reshape(rows, -1))
 
     def release(self, name: str) -> None:
         """Give back the pages of a tensor that was consumed."""
         self._map.release(self.infos[name].start, self.infos[name].stop)
+
+    def _as_f32(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        floats = numbers.astype("<f4")
+        if (floats.astype("<i8") != numbers).any():
+            raise self._wrong(f"tensor '{name}' holds whole numbers too large for f32")
+        return floats.view(np.uint8)
 
     def _header_bytes(self) -> int:
         """Bytes before the data: the length field and the JSON."""

@@ -47,12 +47,13 @@ class Span:
 class Rows:
     """The rows of one forward: their tokens, and the spans they form, in order.
 
-    `states` [R, H] f32 come from another forward; only a drafter's has them.
+    `states` [R, H] f32 come from another forward; only a drafter's has them. (The reference takes a
+    tensor of torch, too, and lets gradients through.)
     """
 
     token_ids: Sequence[int]
     spans: Sequence[Span]
-    states: np.ndarray | None = None
+    states: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,13 @@ every value exactly; where there is none, loading fails before anything runs, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.lora import Adapter
 from halfbyte.formats.progress import Progress
@@ -21,8 +25,9 @@ from halfbyte.models.decoder import (
     PerLayerWeights,
     Weights,
 )
+from halfbyte.models.drafter import DraftModel
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, ModelSpec, lossless_target
+from halfbyte.specs import SCHEMES, ModelSpec, lossless_target, paired_layers
 
 Updates = Mapping[str, tuple[LowRank | None, ...]]
 """Name of a weight -> what each adapter adds to it; weights that none changes are left out."""
@@ -40,17 +45,15 @@ def load(
 
     Peak memory: what the op set keeps, and the largest tensor.
     """
-    packed: dict[str, Array] = {}
-    shapes = {tensor.name: tensor.shape for tensor in source.spec.tensors()}
-    done, total = 0, sum(source.schemes[name].bytes(shape) for name, shape in shapes.items())
-    for name, q in source.tensors():
-        packed[name] = ops.pack(_runnable(q, ops))
-        done += q.nbytes
-        if progress is not None:
-            progress(done, total)
+    if source.spec.drafter is not None:
+        raise UnsupportedError(
+            "a drafter, which does not run alone", hint="give its target as MODEL, and --drafter"
+        )
+    packed = {name: ops.pack(_runnable(q, ops)) for name, q in _watched(source, progress)}
     body_bytes = ops.packed_bytes
     found = adapters or {}
-    weights = _weights(source.spec, packed, _packed_updates([*found.values()], ops))
+    updates = _packed_updates([*found.values()], ops)
+    weights = _weights(source.spec, packed, updates, embed=packed["embed.weight"])
     return Decoder(
         source.spec,
         weights,
@@ -58,6 +61,55 @@ def load(
         adapters=tuple(found),
         adapter_bytes=ops.packed_bytes - body_bytes,
     )
+
+
+def load_drafter(
+    source: Source, target: Decoder, *, progress: Progress | None = None
+) -> DraftModel:
+    """The drafter of a source beside its target, packed for the same op set.
+
+    Raises `InvalidInputError` for a drafter of another target.
+    """
+    spec, ops = source.spec, target.ops
+    reads = paired_layers(spec, target.spec)
+    clusters = _tokens(source, "centroids.tokens")
+    packed: dict[str, Array] = {}
+    for name, q in _watched(source, progress):
+        if name == "head.weight" and clusters is not None:
+            q = q.take_rows(clusters)  # a cluster's rows lie together
+        if not name.endswith(".tokens"):
+            packed[name] = ops.pack(_runnable(q, ops))
+    whole = _Packed(packed, NO_UPDATES, "")
+    return DraftModel(
+        Decoder(spec, _weights(spec, packed, NO_UPDATES, embed=target.weights.embed), ops),
+        pre=whole.linear("pre"),
+        post=whole.linear("post"),
+        centroids=whole.get_linear("centroids"),
+        tokens=_tokens(source, "head.tokens") if clusters is None else clusters,
+        target=target.spec,
+        reads=reads,
+    )
+
+
+def _tokens(source: Source, name: str) -> NDArray[np.intp] | None:
+    """The token ids of a tensor, each different and in the vocabulary; None if there is none."""
+    if name not in source.schemes:
+        return None
+    ids = source.tensor(name).data.view("<f4")[0].astype(np.intp)
+    if len(np.unique(ids)) < len(ids) or ids.min() < 0 or ids.max() >= source.spec.vocab:
+        raise IntegrityError("holds ids twice, or outside the vocabulary", where=name)
+    return ids
+
+
+def _watched(source: Source, progress: Progress | None) -> Iterator[tuple[str, QTensor]]:
+    """The tensors of a source; `progress` is told of the bytes so far."""
+    shapes = {tensor.name: tensor.shape for tensor in source.spec.tensors()}
+    done, total = 0, sum(source.schemes[name].bytes(shape) for name, shape in shapes.items())
+    for name, q in source.tensors():
+        yield name, q
+        done += q.nbytes
+        if progress is not None:
+            progress(done, total)
 
 
 def _packed_updates(adapters: Sequence[Adapter], ops: OpSet) -> Updates:
@@ -85,8 +137,9 @@ def _runnable(q: QTensor, ops: OpSet) -> QTensor:
     return convert_exactly(q, target)
 
 
-def _weights(spec: ModelSpec, packed: Mapping[str, Array], updates: Updates) -> Weights:
-    embed = packed["embed.weight"]
+def _weights(
+    spec: ModelSpec, packed: Mapping[str, Array], updates: Updates, *, embed: Array
+) -> Weights:
     return Weights(
         embed=embed,
         per_layer=per_layer_weights(packed, updates) if spec.per_layer else None,

@@ -5,6 +5,7 @@ without torch and without the weights.
 """
 
 from halfbyte.specs.adapter import LowRankSpec, linears
+from halfbyte.specs.drafter import CentroidSpec, DrafterSpec
 from halfbyte.specs.loading import DType, KVType, LoadOptions, Method
 from halfbyte.specs.machine import DeviceKind, Machine
 from halfbyte.specs.model import (
@@ -18,6 +19,7 @@ from halfbyte.specs.model import (
     RopeSpec,
     TensorSpec,
 )
+from halfbyte.specs.pairing import paired_layers
 from halfbyte.specs.plan import Basis, Plan, Row, Setup, plan_of
 from halfbyte.specs.request import Request, SamplingParams
 from halfbyte.specs.scheme import (
@@ -34,8 +36,10 @@ __all__ = [
     "Activation",
     "AttentionSpec",
     "Basis",
+    "CentroidSpec",
     "DType",
     "DeviceKind",
+    "DrafterSpec",
     "ExpertSpec",
     "KVType",
     "LayerSpec",
@@ -57,6 +61,7 @@ __all__ = [
     "TensorSpec",
     "linears",
     "lossless_target",
+    "paired_layers",
     "plan_of",
     "recipe_of",
     "scheme_of",

@@ -15,6 +15,7 @@ from math import isinf, prod
 from typing import Literal
 
 from halfbyte.errors import IntegrityError
+from halfbyte.specs.drafter import DrafterSpec
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -111,7 +112,9 @@ class LayerSpec:
     """One decoder layer: norm, attention, residual, norm, MLP, residual.
 
     `experts`: a mixture of experts beside the MLP. `kv_source`: the layer before this one whose
-    keys and values it reads; it has no projections for them and keeps none. `post_norms`: the
+    keys and values it reads; it has no projections for them and keeps none. In a drafter it is
+    negative and counts from the end of the target's layers that see as far (all, or a window) and
+    keep their own: -1 is the last. `post_norms`: the
     output of attention and of the MLP is normed before it joins the residual. `scalar`: the hidden
     state is multiplied by one stored number at the end of the layer.
     """
@@ -153,7 +156,8 @@ class TensorSpec:
 class ModelSpec:
     """A decoder-only language model. `embed_scale` multiplies the embedding of every token.
 
-    `per_layer`: every token has an embedding for each layer, too.
+    `per_layer`: every token has an embedding for each layer, too. `drafter`: the model drafts for
+    another, whose embeddings, states and keys it reads.
     """
 
     family: str
@@ -167,22 +171,36 @@ class ModelSpec:
     embed_scale: float = 1.0
     logit_softcap: float | None = None
     per_layer: PerLayerSpec | None = None
+    drafter: DrafterSpec | None = None
 
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor the model stores, in the order of the forward pass."""
-        yield TensorSpec(name="embed.weight", shape=(self.vocab, self.hidden))
+        for name, shape in (*self._inputs(), *self._body(), *self._outputs()):
+            yield TensorSpec(name=name, shape=shape)
+
+    def _inputs(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if self.drafter is not None:
+            yield from self.drafter.input_tensors(self.hidden)
+            return
+        yield "embed.weight", (self.vocab, self.hidden)
+        if self.per_layer is not None:
+            width = len(self.layers) * self.per_layer.width
+            yield "per_layer.embed.weight", (self.vocab, width)
+            yield "per_layer.project.weight", (width, self.hidden)
+            yield "per_layer.norm.weight", (self.per_layer.width,)
+
+    def _body(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         inner = 0 if self.per_layer is None else self.per_layer.width
-        if inner:
-            width = len(self.layers) * inner
-            yield TensorSpec(name="per_layer.embed.weight", shape=(self.vocab, width))
-            yield TensorSpec(name="per_layer.project.weight", shape=(width, self.hidden))
-            yield TensorSpec(name="per_layer.norm.weight", shape=(inner,))
         for index, layer in enumerate(self.layers):
             for name, shape in _layer_tensors(layer, self.hidden, inner):
-                yield TensorSpec(name=f"layers.{index}.{name}", shape=shape)
-        yield TensorSpec(name="norm.weight", shape=(self.hidden,))
-        if not self.tied_head:
-            yield TensorSpec(name="head.weight", shape=(self.vocab, self.hidden))
+                yield f"layers.{index}.{name}", shape
+        yield "norm.weight", (self.hidden,)
+
+    def _outputs(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if self.drafter is not None:
+            yield from self.drafter.output_tensors(self.hidden, self.vocab)
+        elif not self.tied_head:
+            yield "head.weight", (self.vocab, self.hidden)
 
     @property
     def parameters(self) -> int:
@@ -197,7 +215,12 @@ class ModelSpec:
 
     @property
     def unshared(self) -> ModelSpec:
-        """The same model with nothing shared; checkpoints may store what this one does not need."""
+        """The same model with nothing shared; checkpoints may store what this one does not need.
+
+        What a drafter reads of its target is never its own.
+        """
+        if self.drafter is not None:
+            return self
         layers = tuple(replace(layer, kv_source=None) for layer in self.layers)
         return replace(self, tied_head=False, layers=layers)
 

@@ -99,7 +99,7 @@ class ReferenceOps:
         return decode(table.stored.take_rows(ids), device=self.device) * scale
 
     def given(self, rows: Rows, width: int) -> Tensor:
-        return torch.from_numpy(np.asarray(rows.states, dtype=np.float32)).to(self.device)
+        return torch.as_tensor(rows.states, dtype=torch.float32, device=self.device)
 
     def concat(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.cat((first, second), dim=-1)
