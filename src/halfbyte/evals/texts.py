@@ -65,15 +65,19 @@ class Reading:
     max_windows: int | None = None
 
 
-def read_text(path: Path, tokenizer: Tokenizer) -> Text:
-    """The text of a UTF-8 file; special tokens in it are plain text."""
+def content_of(path: Path) -> str:
+    """What a UTF-8 file says."""
     try:
-        content = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise IntegrityError(f"not UTF-8 text: {error}", where=path) from error
     except OSError as error:
         raise InvalidInputError(error.strerror or str(error), where=path) from error
-    ids = tokenizer.encode(content, special=False)
+
+
+def read_text(path: Path, tokenizer: Tokenizer) -> Text:
+    """The text of a UTF-8 file; special tokens in it are plain text."""
+    ids = tokenizer.encode(content_of(path), special=False)
     return Text(name=path.name, token_ids=ids, bos=tokenizer.with_bos([]))
 
 
