@@ -19,6 +19,11 @@ constexpr int QUERIES = 8;    // (row, head) pairs that one pass over the keys s
 
 enum class Scheme : int { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K };
 
+// Whether the activations of a product are rounded to int8.
+inline bool takes_integers(Scheme scheme) {
+    return scheme != Scheme::F32 && scheme != Scheme::F16 && scheme != Scheme::BF16;
+}
+
 // A packed weight [rows, cols]. Planes of a group lie one after the other; groups are contiguous.
 struct Weight {
     Scheme scheme;
@@ -27,6 +32,12 @@ struct Weight {
     uint8_t* data;
     int groups() const { return (rows + GROUP - 1) / GROUP; }
     const uint8_t* group(int g) const { return data + group_bytes * static_cast<size_t>(g); }
+};
+
+// What an adapter adds to a product, scale * (b @ (a @ x)); a [rank, cols], b [rows, rank], of floats.
+struct LowRank {
+    const Weight *a, *b;
+    float scale;
 };
 
 // Activations [rows, cols] as int8 per BLOCK with an f32 scale that is an f16 number.
@@ -72,8 +83,9 @@ struct Attention {
 };
 
 // Consecutive positions [start, start + count) of one sequence; they are rows [row, row + count).
+// `adapter` is an index into the updates of every product, or -1.
 struct Span {
-    int row, start, count, ring;
+    int row, start, count, ring, adapter;
     const int32_t* pages;
 };
 
@@ -84,7 +96,10 @@ struct Kernels {
     // y[row, 16 g ..] for the rows [row, row + rows) and the groups [first, last).
     void (*linear)(const Weight& w, int first, int last, const float* x, const Rounded* q, int row,
                    int rows, const float* bias, float* y, int stride);
-    // The same for act(gate) * up; both weights have one shape and scheme.
+    // y += scale * (x @ w.T), otherwise as `linear`; for weights of floats.
+    void (*add_scaled)(const Weight& w, int first, int last, const float* x, int row, int rows,
+                       float scale, float* y, int stride);
+    // As `linear`, act(gate) * up; both weights have one shape and scheme.
     void (*gated)(const Weight& gate, const Weight& up, int first, int last, const float* x,
                   const Rounded* q, int row, int rows, const float* gate_bias,
                   const float* up_bias, Activation act, float* y, int stride);

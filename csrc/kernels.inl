@@ -329,6 +329,26 @@ void linear(const Weight& w, int first, int last, const float* x, const Rounded*
     }
 }
 
+template <int M>
+void add_tile(const Weight& w, int g, const Input& in, float scale, float* y, int stride) {
+    Tile<M> t;
+    accumulate<M>(w, g, in, t);
+    const int lanes = lanes_of(w, g);
+    for (int m = 0; m < M; ++m) {
+        float* at = y + size_t(m) * stride + g * GROUP;
+        put(at, add(load_some(at, lanes), mul(splat(scale), t.acc[m])), lanes);
+    }
+}
+
+void add_scaled(const Weight& w, int first, int last, const float* x, int row, int rows,
+                float scale, float* y, int stride) {
+    for (int g = first; g < last; ++g) {
+        over_tiles(row, rows, [&]<int M>(int r) {
+            add_tile<M>(w, g, input(x, nullptr, w.cols, r), scale, y + size_t(r) * stride, stride);
+        });
+    }
+}
+
 void gated(const Weight& gate, const Weight& up, int first, int last, const float* x,
            const Rounded* q, int row, int rows, const float* gate_bias, const float* up_bias,
            Activation act, float* y, int stride) {
@@ -715,7 +735,7 @@ void attend(const KV& kv, const Attention& a, const Span& span, int kv_head, int
     attend_as<uint16_t>(kv, a, span, kv_head, count, positions, q, out);
 }
 
-const hb::Kernels TABLE = {HB_NAME, round_rows, linear,   gated,  embed,   rms_norm,
-                           residual, rotate,    store_kv, attend, softcap, read_bytes, gate_by};
+const hb::Kernels TABLE = {HB_NAME,  round_rows, linear, add_scaled, gated,   embed,      rms_norm,
+                           residual, rotate,     store_kv, attend,   softcap, read_bytes, gate_by};
 
 }  // namespace HB_ISA

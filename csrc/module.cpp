@@ -170,6 +170,23 @@ const float* data_of(const Vector* v, int width) {
     return v->data();
 }
 
+// What an adapter adds to a linear; null weights where that is nothing.
+class Update {
+public:
+    Update(const PackedWeight& a, const PackedWeight& b, float scale)
+        : update_{&a.weight(), &b.weight(), scale} {
+        require(a.weight().rows == b.weight().cols, "the two halves of an update do not fit");
+        require(!takes_integers(a.weight().scheme) && !takes_integers(b.weight().scheme),
+                "an update is not of floats");
+    }
+    const LowRank& update() const { return update_; }
+
+private:
+    LowRank update_;
+};
+
+using Updates = std::vector<const Update*>;
+
 class Recorder {
 public:
     Recorder(Pool& pool, const std::string& isa) : program_(kernels_of(isa), pool) {}
@@ -181,18 +198,18 @@ public:
     int rms_norm(int x, const Vector* weight, float eps) {
         return wide(program_.rms_norm(x, data_of(weight, width(x)), eps), width(x));
     }
-    int linear(int x, const PackedWeight& w, const Vector* bias) {
+    int linear(int x, const PackedWeight& w, const Vector* bias, const Updates& updates) {
         require(w.weight().cols == width(x), "the product does not fit its input");
-        return wide(program_.linear(x, &w.weight(), data_of(bias, w.weight().rows)),
-                    w.weight().rows);
+        return wide(program_.linear(x, product(w, bias, updates)), w.weight().rows);
     }
-    int gated(int x, const PackedWeight& gate, const PackedWeight& up, const Vector* gate_bias,
-              const Vector* up_bias, int activation) {
+    int gated(int x, const PackedWeight& gate, const Vector* gate_bias, const Updates& gate_updates,
+              const PackedWeight& up, const Vector* up_bias, const Updates& up_updates,
+              int activation) {
         const Weight &a = gate.weight(), &b = up.weight();
         require(a.cols == width(x) && b.cols == a.cols && a.rows == b.rows && a.scheme == b.scheme,
                 "gate and up are not alike");
-        return wide(program_.gated(x, &a, &b, data_of(gate_bias, a.rows), data_of(up_bias, b.rows),
-                                   Activation(activation)),
+        return wide(program_.gated(x, product(gate, gate_bias, gate_updates),
+                                   product(up, up_bias, up_updates), Activation(activation)),
                     a.rows);
     }
     int rope_and_store(int q, int k, int v, const Vector* q_norm, const Vector* k_norm,
@@ -272,7 +289,7 @@ public:
         program_.finish(outputs, softcap);
     }
 
-    // spans: [n, 5] of start, count, ring, first page in `pages`, number of pages.
+    // spans: [n, 6] of start, count, ring, adapter or -1, first page in `pages`, number of pages.
     // The arrays returned are views of the program's memory and keep `owner`, the program, alive.
     std::vector<nb::ndarray<nb::numpy, const float, nb::ndim<2>>> run(nb::handle owner,
                                                                       Array32 token_ids,
@@ -312,8 +329,23 @@ private:
                 "a buffer that nothing fills");
         return widths_[size_t(buffer)];
     }
+    Product product(const PackedWeight& w, const Vector* bias, const Updates& updates) {
+        Product product{&w.weight(), data_of(bias, w.weight().rows)};
+        for (const Update* update : updates) {
+            const LowRank added = update == nullptr ? LowRank{} : update->update();
+            require(update == nullptr || (added.a->cols == w.weight().cols &&
+                                          added.b->rows == w.weight().rows),
+                    "an update does not fit its weight");
+            product.updates.push_back(added);
+        }
+        if (!updates.empty()) {
+            require(adapters_ == 0 || adapters_ == updates.size(), "updates of other adapters");
+            adapters_ = updates.size();
+        }
+        return product;
+    }
     void read_spans(Array32 spans, Array32 pages, size_t rows) {
-        require(spans.ndim() == 2 && spans.shape(1) == 5, "a span has five numbers");
+        require(spans.ndim() == 2 && spans.shape(1) == 6, "a span has six numbers");
         pages_.assign(pages.data(), pages.data() + pages.size());
         for (int32_t page : pages_)
             require(page_len_ == 0 || (page >= 0 && size_t(page) < num_pages_),
@@ -321,16 +353,20 @@ private:
         step_.spans.clear();
         size_t row = 0;
         for (size_t s = 0; s < spans.shape(0); ++s) {
-            const int32_t* f = spans.data() + 5 * s;
-            require(f[0] >= 0 && f[1] > 0 && f[2] >= 0 && f[3] >= 0 && f[4] >= 0 &&
-                        size_t(f[3]) + size_t(f[4]) <= pages_.size(),
+            const int32_t* f = spans.data() + 6 * s;
+            const int32_t start = f[0], count = f[1], ring = f[2], adapter = f[3];
+            const int32_t first_page = f[4], page_count = f[5];
+            require(start >= 0 && count > 0 && ring >= 0 && first_page >= 0 && page_count >= 0 &&
+                        size_t(first_page) + size_t(page_count) <= pages_.size(),
                     "a span outside of its pages");
             if (page_len_ > 0)
-                require(int64_t(f[4]) * page_len_ >= int64_t(f[0]) + f[1],
+                require(int64_t(page_count) * page_len_ >= int64_t(start) + count,
                         "a span has too few pages");
-            if (num_rings_ > 0) require(size_t(f[2]) < num_rings_, "a ring that is not there");
-            step_.spans.push_back({int(row), f[0], f[1], f[2], pages_.data() + f[3]});
-            row += size_t(f[1]);
+            if (num_rings_ > 0) require(size_t(ring) < num_rings_, "a ring that is not there");
+            require(adapter >= -1 && adapter < int(adapters_), "an adapter that is not there");
+            step_.spans.push_back({int(row), start, count, ring, adapter,
+                                   pages_.data() + first_page});
+            row += size_t(count);
         }
         require(row == rows, "the spans do not cover the rows");
     }
@@ -340,7 +376,7 @@ private:
     std::vector<int32_t> pages_;
     std::vector<int> widths_;
     int vocab_ = 0, page_len_ = 0, given_ = 0;
-    size_t num_pages_ = 0, num_rings_ = 0;
+    size_t num_pages_ = 0, num_rings_ = 0, adapters_ = 0;
 };
 
 }  // namespace
@@ -374,17 +410,23 @@ NB_MODULE(_cpu, m) {
                  new (a) Attention{heads, kv_heads, dim, window, scale, eps, value_norm, ahead};
              });
 
+    nb::class_<Update>(m, "Update")
+        .def(nb::init<const PackedWeight&, const PackedWeight&, float>(), nb::keep_alive<1, 2>(),
+             nb::keep_alive<1, 3>());
+
     nb::class_<Recorder>(m, "Program")
         .def(nb::init<Pool&, const std::string&>(), nb::keep_alive<1, 2>())
         .def("embed", &Recorder::embed, nb::keep_alive<1, 2>())
         .def("rms_norm", &Recorder::rms_norm, nb::arg("x"), nb::arg("weight").none(),
              nb::arg("eps"), nb::keep_alive<1, 3>())
         .def("linear", &Recorder::linear, nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
-             nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
-        .def("gated", &Recorder::gated, nb::arg("x"), nb::arg("gate"), nb::arg("up"),
-             nb::arg("gate_bias").none(), nb::arg("up_bias").none(), nb::arg("activation"),
-             nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(),
-             nb::keep_alive<1, 6>())
+             nb::arg("updates"), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
+             nb::keep_alive<1, 5>())
+        .def("gated", &Recorder::gated, nb::arg("x"), nb::arg("gate"), nb::arg("gate_bias").none(),
+             nb::arg("gate_updates"), nb::arg("up"), nb::arg("up_bias").none(),
+             nb::arg("up_updates"), nb::arg("activation"), nb::keep_alive<1, 3>(),
+             nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(),
+             nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>())
         .def("rope_and_store", &Recorder::rope_and_store, nb::arg("q"), nb::arg("k"),
              nb::arg("v"), nb::arg("q_norm").none(), nb::arg("k_norm").none(),
              nb::arg("attention"), nb::arg("frequencies"), nb::arg("cells"),

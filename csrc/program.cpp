@@ -14,10 +14,6 @@ size_t row_bytes_of(int width, bool rounded) {
     return size_t(width) + size_t(width / BLOCK) * 4 + size_t(width / 16) * 4;
 }
 
-bool takes_integers(Scheme scheme) {
-    return scheme != Scheme::F32 && scheme != Scheme::F16 && scheme != Scheme::BF16;
-}
-
 // How the attention of a span is cut: up to `rows` rows and `heads` of the `group` heads that share a
 // key/value head make a unit of at most QUERIES (row, head) pairs.
 struct Units {
@@ -79,7 +75,7 @@ Program::Op& Program::op(Kind kind, Domain domain, std::vector<int> in, int out)
 int Program::embed(const Weight* table, float scale) {
     const int out = buffer(table->cols, ALL, false, true);
     Op& o = op(Kind::EMBED, ALL, {}, out);
-    o.parts.push_back({table, nullptr, out});
+    o.parts.push_back({{table}, out});
     o.scale = scale;
     return out;
 }
@@ -117,25 +113,31 @@ int Program::rounded(int x, const Weight* weight) {
     return out;
 }
 
-int Program::linear(int x, const Weight* weight, const float* bias) {
+Program::Part Program::part(const Product& product, Domain domain, int out) {
+    int rank = 0;
+    for (const LowRank& update : product.updates)
+        if (update.a != nullptr) rank = std::max(rank, update.a->rows);
+    return {product, out, rank > 0 ? buffer(rank, domain, false, false) : -1};
+}
+
+int Program::linear(int x, const Product& product) {
     const Domain domain = buffers_[x].domain;
-    const int ints = rounded(x, weight);
-    const int out = buffer(weight->rows, domain, false, false);
-    const std::vector<int> in{x, ints};
+    const std::vector<int> in{x, rounded(x, product.weight)};
     // Products of one input are one op.
     if (ops_.empty() || ops_.back().kind != Kind::LINEAR || ops_.back().in != in)
         op(Kind::LINEAR, domain, in, -1);
-    ops_.back().parts.push_back({weight, bias, out});
+    const int out = buffer(product.weight->rows, domain, false, false);
+    ops_.back().parts.push_back(part(product, domain, out));
     return out;
 }
 
-int Program::gated(int x, const Weight* gate, const Weight* up, const float* gate_bias,
-                   const float* up_bias, Activation activation) {
+int Program::gated(int x, const Product& gate, const Product& up, Activation activation) {
     const Domain domain = buffers_[x].domain;
-    const int ints = rounded(x, gate);
-    const int out = buffer(gate->rows, domain, false, false);
-    Op& o = op(Kind::GATED, domain, {x, ints}, out);
-    o.parts = {{gate, gate_bias, out}, {up, up_bias, out}};
+    Op& o = op(Kind::GATED, domain, {x, rounded(x, gate.weight)}, -1);
+    const int out = buffer(gate.weight->rows, domain, false, false);
+    const bool adapted = !gate.updates.empty() || !up.updates.empty();
+    const int apart = adapted ? buffer(up.weight->rows, domain, false, false) : out;
+    o.parts = {part(gate, domain, out), part(up, domain, apart)};
     o.activation = activation;
     return out;
 }
@@ -268,7 +270,10 @@ void Program::assign_places() {
     for (int i = 0; i < count; ++i) {
         for (int b : ops_[i].in) touch(b, i);
         touch(ops_[i].out, i);
-        for (const Part& part : ops_[i].parts) touch(part.out, i);
+        for (const Part& part : ops_[i].parts) {
+            touch(part.out, i);
+            touch(part.inner, i);
+        }
     }
     for (int b : outputs_) buffers_[b].last = count;
     std::vector<int> order(buffers_.size());
@@ -322,6 +327,8 @@ void Program::run(Step& step) {
             step.row_span.push_back(static_cast<int32_t>(s));
         }
     reserve(step);
+    step.adapted = std::any_of(step.spans.begin(), step.spans.end(),
+                               [](const Span& span) { return span.adapter >= 0; });
     for (size_t i = 0; i < ops_.size(); ++i) taken_[i].store(0, std::memory_order_relaxed);
     pool_.run([&](int thread) { execute(step, thread); });
 }
@@ -338,6 +345,10 @@ void Program::execute(const Step& step, int thread) {
     for (size_t i = 0; i < ops_.size(); ++i) {
         const Op& o = ops_[i];
         if (is_split(o.kind)) {
+            if (adapts(o, step)) {
+                enter_updates(o, step, thread);
+                pool_.barrier();
+            }
             split_op(o, i, step, thread);
             pool_.barrier();
             continue;
@@ -470,35 +481,107 @@ void Program::split_op(const Op& o, size_t index, const Step& step, int thread) 
 }
 
 void Program::products(const Op& o, size_t index, const Step& step, int thread) {
-    const int rows = step.rows(o.domain);
     const bool joined = o.kind == Kind::GATED;
-    const float* x = floats(o.in[0], step, thread);
-    Rounded q{};
-    if (o.in[1] >= 0) q = ints(o.in[1], step, thread);
     int total = 0;
     for (const Part& part : o.parts) total += part.weight->groups();
-    if (joined) total = o.parts[0].weight->groups();
     int first, last;
-    while (take(index, total, 1, first, last)) {
+    while (take(index, joined ? total / 2 : total, 1, first, last)) {
         if (joined) {
-            const Part &gate = o.parts[0], &up = o.parts[1];
-            kernels_.gated(*gate.weight, *up.weight, first, last, x,
-                           o.in[1] >= 0 ? &q : nullptr, 0, rows, gate.bias, up.bias, o.activation,
-                           floats(o.out, step, thread), buffers_[o.out].width);
+            gated_products(o, first, last, step, thread);
             continue;
         }
         int before = 0;
         for (const Part& part : o.parts) {
             const int groups = part.weight->groups();
             const int from = std::max(first - before, 0), to = std::min(last - before, groups);
-            if (from < to)
-                kernels_.linear(*part.weight, from, to, x, o.in[1] >= 0 ? &q : nullptr, 0, rows,
-                                part.bias, floats(part.out, step, thread),
-                                buffers_[part.out].width);
+            if (from < to) product(o, part, from, to, step, thread);
             before += groups;
         }
     }
 }
+
+void Program::product(const Op& o, const Part& part, int first, int last, const Step& step,
+                      int thread) {
+    Rounded q{};
+    if (o.in[1] >= 0) q = ints(o.in[1], step, thread);
+    kernels_.linear(*part.weight, first, last, floats(o.in[0], step, thread),
+                    o.in[1] >= 0 ? &q : nullptr, 0, step.rows(o.domain), part.bias,
+                    floats(part.out, step, thread), buffers_[part.out].width);
+    if (step.adapted) add_updates(part, first, last, step, thread);
+}
+
+// With adapters the two products are made one by one, since what is added comes before the
+// activation; the bits of a row without are the same.
+void Program::gated_products(const Op& o, int first, int last, const Step& step, int thread) {
+    const Part &gate = o.parts[0], &up = o.parts[1];
+    const int rows = step.rows(o.domain), width = buffers_[gate.out].width;
+    float* y = floats(gate.out, step, thread);
+    if (!adapts(o, step)) {
+        Rounded q{};
+        if (o.in[1] >= 0) q = ints(o.in[1], step, thread);
+        return kernels_.gated(*gate.weight, *up.weight, first, last,
+                              floats(o.in[0], step, thread), o.in[1] >= 0 ? &q : nullptr, 0, rows,
+                              gate.bias, up.bias, o.activation, y, width);
+    }
+    product(o, gate, first, last, step, thread);
+    product(o, up, first, last, step, thread);
+    const float* by = floats(up.out, step, thread);
+    const int from = first * GROUP, to = std::min(last * GROUP, width);
+    for (int r = 0; r < rows; ++r) {
+        const size_t at = size_t(r) * width + from;
+        kernels_.gate_by(y + at, by + at, to - from, o.activation, y + at);
+    }
+}
+
+// ---- adapters --------------------------------------------------------------------------------
+
+bool Program::adapts(const Op& o, const Step& step) {
+    return step.adapted && std::any_of(o.parts.begin(), o.parts.end(),
+                                       [](const Part& part) { return part.inner >= 0; });
+}
+
+const LowRank* Program::update_of(const Part& part, const Span& span) {
+    if (span.adapter < 0 || part.updates.empty()) return nullptr;
+    const LowRank& update = part.updates[span.adapter];
+    return update.a == nullptr ? nullptr : &update;
+}
+
+// Where the rows of a span, `rank` numbers each, are counted from: every span has room for the
+// largest rank.
+float* Program::inner(const Part& part, const Span& span, int rank, const Step& step,
+                      int thread) const {
+    const int width = buffers_[part.inner].width;
+    return floats(part.inner, step, thread) + size_t(span.row) * (width - rank);
+}
+
+void Program::enter_updates(const Op& o, const Step& step, int thread) {
+    const float* x = floats(o.in[0], step, thread);
+    int unit = 0;
+    for (const Part& part : o.parts)
+        for (const Span& span : step.spans) {
+            const LowRank* update = update_of(part, span);
+            if (update == nullptr) continue;
+            const Weight& a = *update->a;
+            float* y = inner(part, span, a.rows, step, thread);
+            for (int row = 0; row < span.count; row += TILE_ROWS)
+                for (int g = 0; g < a.groups(); ++g)
+                    if (unit++ % pool_.threads() == thread)
+                        kernels_.linear(a, g, g + 1, x, nullptr, span.row + row,
+                                        std::min(TILE_ROWS, span.count - row), nullptr, y, a.rows);
+        }
+}
+
+void Program::add_updates(const Part& part, int first, int last, const Step& step, int thread) {
+    for (const Span& span : step.spans) {
+        const LowRank* update = update_of(part, span);
+        if (update == nullptr) continue;
+        const Weight& b = *update->b;
+        kernels_.add_scaled(b, first, last, inner(part, span, b.cols, step, thread), span.row,
+                            span.count, update->scale, floats(part.out, step, thread), b.rows);
+    }
+}
+
+// ---- positions -------------------------------------------------------------------------------
 
 void Program::rope(const Op& o, size_t index, const Step& step, int thread) {
     const Attention& a = o.attention;

@@ -26,9 +26,17 @@ struct Step {
     std::vector<int32_t> token_ids, wanted, positions, row_span;
     std::vector<Span> spans;
     const float* given = nullptr;  // [rows, width]: states from outside
+    bool adapted = false;  // a span has an adapter
     int rows(Domain domain) const {
         return static_cast<int>(domain == ALL ? token_ids.size() : wanted.size());
     }
+};
+
+// A linear of the model: `updates[i]` is what adapter i adds, its weights null where that is nothing.
+struct Product {
+    const Weight* weight;
+    const float* bias = nullptr;
+    std::vector<LowRank> updates{};
 };
 
 class Program {
@@ -40,9 +48,8 @@ public:
     int given(int width);
     int concat(int first, int second);
     int rms_norm(int x, const float* weight, float eps);
-    int linear(int x, const Weight* weight, const float* bias);
-    int gated(int x, const Weight* gate, const Weight* up, const float* gate_bias,
-              const float* up_bias, Activation activation);
+    int linear(int x, const Product& product);
+    int gated(int x, const Product& gate, const Product& up, Activation activation);
     int rope_and_store(int q, int k, int v, const float* q_norm, const float* k_norm,
                        const Attention& attention, const std::vector<float>& frequencies,
                        const KV* kv);
@@ -80,10 +87,9 @@ private:
         bool rounded, own;  // int8 activations; filled by a row op
         int first = -1, last = -1, place = -1;
     };
-    struct Part {  // one product of a linear op
-        const Weight* weight;
-        const float* bias;
+    struct Part : Product {  // one product of a linear op
         int out;
+        int inner = -1;  // what the adapters' `a` make of the rows
     };
     struct Op {
         Kind kind;
@@ -110,6 +116,7 @@ private:
     int buffer(int width, Domain domain, bool rounded, bool own);
     Op& op(Kind kind, Domain domain, std::vector<int> in, int out);
     int rounded(int x, const Weight* weight);
+    Part part(const Product& product, Domain domain, int out);
     int rope_table(const std::vector<float>& frequencies, int ahead);
     static bool is_split(Kind kind);
     void assign_places();
@@ -119,6 +126,13 @@ private:
     void row_op(const Op& op, const Step& step, int thread, int row, int rows);
     void split_op(const Op& op, size_t index, const Step& step, int thread);
     void products(const Op& op, size_t index, const Step& step, int thread);
+    void product(const Op& op, const Part& part, int first, int last, const Step& step, int thread);
+    void gated_products(const Op& op, int first, int last, const Step& step, int thread);
+    static bool adapts(const Op& op, const Step& step);
+    static const LowRank* update_of(const Part& part, const Span& span);
+    float* inner(const Part& part, const Span& span, int rank, const Step& step, int thread) const;
+    void enter_updates(const Op& op, const Step& step, int thread);
+    void add_updates(const Part& part, int first, int last, const Step& step, int thread);
     void rope(const Op& op, size_t index, const Step& step, int thread);
     void attention(const Op& op, size_t index, const Step& step, int thread);
     void attend_unit(const Op& op, const Step& step, int unit, const float* q, float* out);

@@ -88,12 +88,11 @@ def test_run_with_adapters(halfbyte: Halfbyte, adapters: dict[str, str]) -> None
     assert silent["token_ids"] == answer(halfbyte, "--dtype", "f32")["token_ids"]
 
 
-def test_which_op_set_runs_them_is_said(halfbyte: Halfbyte, adapters: dict[str, str]) -> None:
+def test_their_memory_is_told(halfbyte: Halfbyte, adapters: dict[str, str]) -> None:
     code, _, err = halfbyte(
         "run", "demo", PROMPT, "--raw", "--max-tokens", 2, "--stats", "--lora", adapters["one"]
     )
-    assert code == 0
-    assert "with one: adapters run in the reference op set" in err and ", adapters " in err
+    assert code == 0 and ", adapters " in err
 
 
 def test_replies_switch_between_adapters(adapters: dict[str, str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,12 @@ from oracle import CONFIGS, MemorySource, oracle, oracle_logits, relative_error,
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from halfbyte.engine import Engine
-from halfbyte.errors import InvalidInputError, UnsupportedError
+from halfbyte.errors import InvalidInputError
 from halfbyte.formats import lora
 from halfbyte.formats.checkpoint import read, write_gguf
-from halfbyte.kernels.choice import choose
-from halfbyte.kernels.contract import Linear, LowRank, Rows, Span
+from halfbyte.kernels.contract import Linear, LowRank, OpSet, Rows, Span
 from halfbyte.kernels.cpu import CPUOps, instruction_set
+from halfbyte.kernels.cpu.ops import INSTRUCTION_SETS, native
 from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.models.cache import CacheShape, Slot
 from halfbyte.models.decoder import Chunk, Decoder
@@ -26,6 +28,14 @@ from halfbyte.models.load import load
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.specs import SCHEMES, Request, SamplingParams, recipe_of
 
+MakeOps = Callable[[], OpSet]
+HERE = [
+    name for name in INSTRUCTION_SETS if instruction_set() is not None and native().supports(name)
+]
+OPS: dict[str, MakeOps] = {
+    "reference": ReferenceOps,
+    **{isa: lambda isa=isa: CPUOps(threads=2, instructions=isa) for isa in HERE},
+}
 LENGTH = 60
 IDS = [int(token) for token in np.random.default_rng(3).integers(0, 128, LENGTH)]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -57,24 +67,32 @@ def saved(base: str, settings: dict[str, Any], path: Path, *, seed: int = 1) -> 
     return model
 
 
-def decoder_of(base: str, recipe: str = "f32", **paths: Path) -> Decoder:
+@pytest.fixture(params=OPS)
+def make_ops(request: pytest.FixtureRequest) -> MakeOps:
+    return OPS[request.param]
+
+
+def decoder_of(
+    base: str,
+    paths: Mapping[str, Path] = MappingProxyType({}),
+    *,
+    recipe: str = "f32",
+    make_ops: MakeOps = ReferenceOps,
+) -> Decoder:
     source = source_of(oracle(CONFIGS[base]), CONFIGS[base], recipe)
     adapters = {name: lora.read(path, source.spec) for name, path in paths.items()}
-    return load(source, ReferenceOps(), adapters=adapters)
+    return load(source, make_ops(), adapters=adapters)
 
 
 def logits_of(decoder: Decoder, adapter: str | None, chunk: int = LENGTH) -> np.ndarray:
-    shape = CacheShape(pages=1, page_len=LENGTH, ring_slack=LENGTH, kind="f32")
+    shape = CacheShape(pages=1, ring_slack=LENGTH, kind="f32")
     cache, slot = decoder.new_cache(shape), Slot(pages=[0])
-    return np.concatenate(
-        [
-            decoder.forward(
-                [Chunk(slot=slot, token_ids=IDS[at : at + chunk], wanted="all", adapter=adapter)],
-                cache,
-            )
-            for at in range(0, LENGTH, chunk)
-        ]
-    )
+    parts: list[np.ndarray] = []
+    for at in range(0, LENGTH, chunk):
+        ids = IDS[at : at + chunk]
+        part = Chunk(slot=slot, token_ids=ids, wanted="all", adapter=adapter)
+        parts.append(decoder.forward([part], cache).copy())
+    return np.concatenate(parts)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -82,16 +100,19 @@ def logits_of(decoder: Decoder, adapter: str | None, chunk: int = LENGTH) -> np.
 def test_equals_peft(base: str, name: str, tmp_path: Path) -> None:
     model = saved(base, SETTINGS[name], tmp_path)
     theirs = oracle_logits(model, IDS)  # type: ignore[arg-type]
-    decoder = decoder_of(base, it=tmp_path)
-    assert relative_error(logits_of(decoder, "it"), theirs) < 1e-4
-    assert relative_error(logits_of(decoder, None), theirs) > 1e-3
+    for make_ops in OPS.values():
+        decoder = decoder_of(base, {"it": tmp_path}, make_ops=make_ops)
+        assert relative_error(logits_of(decoder, "it"), theirs) < 1e-4
+        assert relative_error(logits_of(decoder, None), theirs) > 1e-3
 
 
 @pytest.mark.parametrize("base", ["llama-biases", "gemma3", "gemma4-everything", "qwen2"])
 def test_every_linear_of_every_family_equals_peft(base: str, tmp_path: Path) -> None:
     model = saved(base, SETTINGS["all-linear"], tmp_path)
     theirs = oracle_logits(model, IDS)  # type: ignore[arg-type]
-    assert relative_error(logits_of(decoder_of(base, it=tmp_path), "it"), theirs) < 1e-4
+    for make_ops in OPS.values():
+        decoder = decoder_of(base, {"it": tmp_path}, make_ops=make_ops)
+        assert relative_error(logits_of(decoder, "it"), theirs) < 1e-4
 
 
 def test_a_scale_multiplies_the_whole_adapter(tmp_path: Path) -> None:
@@ -115,19 +136,22 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("attention", "rslora", "regex")}
 
 
-def test_loaded_together_each_is_as_if_alone(three: dict[str, Path]) -> None:
-    together = decoder_of("gemma4-unified", **three)
-    plain = decoder_of("gemma4-unified")
+def test_loaded_together_each_is_as_if_alone(three: dict[str, Path], make_ops: MakeOps) -> None:
+    together = decoder_of("gemma4-unified", three, make_ops=make_ops)
+    plain = decoder_of("gemma4-unified", make_ops=make_ops)
     assert np.array_equal(logits_of(together, None), logits_of(plain, None))
     for name, path in three.items():
-        alone = decoder_of("gemma4-unified", **{name: path})
+        alone = decoder_of("gemma4-unified", {name: path}, make_ops=make_ops)
         assert np.array_equal(logits_of(together, name), logits_of(alone, name))
 
 
-def test_a_row_does_not_depend_on_chunks_or_company(three: dict[str, Path]) -> None:
-    decoder = decoder_of("gemma4-unified", **three)
+@pytest.mark.parametrize("recipe", ["f32", "q4_0"])
+def test_a_row_does_not_depend_on_chunks_or_company(
+    three: dict[str, Path], make_ops: MakeOps, recipe: str
+) -> None:
+    decoder = decoder_of("gemma4-unified", three, recipe=recipe, make_ops=make_ops)
     names = ["attention", None, "rslora", "regex", "attention"]
-    shape = CacheShape(pages=5, page_len=LENGTH, rings=5, ring_slack=LENGTH, kind="f32")
+    shape = CacheShape(pages=5, rings=5, ring_slack=LENGTH, kind="f32")
     cache = decoder.new_cache(shape)
     slots = [Slot(pages=[index], ring=index) for index in range(5)]
     parts: list[list[np.ndarray]] = [[] for _ in names]
@@ -140,16 +164,21 @@ def test_a_row_does_not_depend_on_chunks_or_company(three: dict[str, Path]) -> N
         for part, rows in zip(parts, logits, strict=True):
             part.append(rows.copy())
     for name, part in zip(names, parts, strict=True):
-        for chunk in (1, 7, LENGTH):
+        for chunk in (1, 7, LENGTH) if name is not None else (7,):
             assert np.array_equal(np.concatenate(part), logits_of(decoder, name, chunk))
 
 
 @pytest.mark.parametrize("max_sequences", [1, 4])
-def test_requests_switch_between_adapters(three: dict[str, Path], max_sequences: int) -> None:
+def test_requests_switch_between_adapters(
+    three: dict[str, Path], max_sequences: int, make_ops: MakeOps
+) -> None:
     """Each request's tokens are those of a decoder that knows its adapter alone."""
-    engine = Engine(
-        decoder_of("gemma4-unified", **three), context=64, max_sequences=max_sequences, kv="f32"
-    )
+
+    def engine_of(paths: Mapping[str, Path]) -> Engine:
+        decoder = decoder_of("gemma4-unified", paths, make_ops=make_ops)
+        return Engine(decoder, context=64, max_sequences=max_sequences, kv="f32")
+
+    engine = engine_of(three)
     names = [None, "rslora", "attention", None, "regex", "rslora"]
     batch = [
         Request(
@@ -163,17 +192,15 @@ def test_requests_switch_between_adapters(three: dict[str, Path], max_sequences:
     tokens = [completion.token_ids for completion in engine.generate(batch)]
     for request, chosen in zip(batch, tokens, strict=True):
         own = {} if request.adapter is None else {request.adapter: three[request.adapter]}
-        alone = Engine(decoder_of("gemma4-unified", **own), context=64, kv="f32")
-        assert alone.generate([request])[0].token_ids == chosen
-    plain = Engine(decoder_of("gemma4-unified"), context=64, kv="f32")
-    other = plain.generate([replace(request, adapter=None) for request in batch])
+        assert engine_of(own).generate([request])[0].token_ids == chosen
+    other = engine_of({}).generate([replace(request, adapter=None) for request in batch])
     assert [o.token_ids != t for o, t in zip(other, tokens, strict=True)] == [
         name is not None for name in names
     ]
 
 
 def test_a_request_for_an_unknown_adapter_is_refused(three: dict[str, Path]) -> None:
-    engine = Engine(decoder_of("gemma4-unified", **three), context=64)
+    engine = Engine(decoder_of("gemma4-unified", three), context=64)
     with pytest.raises(InvalidInputError, match="'other'") as caught:
         engine.add(Request(prompt_ids=(1,), adapter="other"))
     assert caught.value.hint == "loaded: attention, rslora, regex"
@@ -192,6 +219,12 @@ def test_on_four_bits_it_is_the_quantized_weight_plus_the_update(base: str, tmp_
     reference = load(MemorySource(body.spec, merged, recipe_of("f32")), ReferenceOps())
     decoder = load(body, ReferenceOps(), adapters={"it": adapter})
     assert relative_error(logits_of(decoder, "it"), logits_of(reference, None)) < 1e-4
+    rounded = logits_of(
+        load(body, ReferenceOps(activations="q8_0"), adapters={"it": adapter}), "it"
+    )
+    for isa in HERE:
+        decoder = load(body, OPS[isa](), adapters={"it": adapter})
+        assert relative_error(logits_of(decoder, "it"), rounded) < 1e-2  # halves round otherwise
 
 
 @pytest.mark.parametrize("base", ["llama", "gemma4-unified"])
@@ -204,28 +237,87 @@ def test_on_a_gguf_whatever_the_order_of_its_rows(base: str, tmp_path: Path) -> 
     assert relative_error(logits_of(decoder, "it"), theirs) < 1e-4
 
 
-@pytest.mark.parametrize("activations", ["q8_0", "bf16"])
-def test_the_update_itself_is_not_rounded(activations: Any) -> None:
-    """However the body rounds its inputs, what is added is the exact product of the exact ones."""
-    generator = torch.Generator().manual_seed(0)
+def linear_of(ops: OpSet, *, scheme: str = "f32", rank: int = 4) -> tuple[Any, np.ndarray]:
+    """A step that is one linear of an adapted q8_0 weight, and the exact update of its 90 rows."""
+    numbers = torch.Generator().manual_seed(0)
     w, a, b, e = (
-        torch.randn(shape, generator=generator) for shape in ((64, 64), (4, 64), (64, 4), (9, 64))
+        torch.randn(shape, generator=numbers)
+        for shape in ((75, 96), (rank, 96), (75, rank), (90, 96))
     )
-    ops = ReferenceOps(activations=activations)
-    weight, table = (ops.pack(encode(t, SCHEMES["q8_0"])) for t in (w, e))
-    low, high = (ops.pack(encode(t, SCHEMES["f32"])) for t in (a, b))
-    linear = Linear(weight=weight, updates=(LowRank(a=low, b=high, scale=0.5),))
-    step = ops.step(lambda rows, _: [ops.linear(ops.embed(rows, table, 1.0), linear)])
-    ids = list(range(9))
-    with_it, without = (
-        step(
-            Rows(token_ids=ids, spans=[Span(start=0, count=9, pages=[0], ring=0, adapter=who)]), ()
-        )[0]
-        for who in (0, None)
+    weight = ops.pack(encode(w, SCHEMES["q8_0"]))
+    table, stored_a, stored_b = (encode(t, SCHEMES[scheme]) for t in (e, a, b))
+    update = LowRank(a=ops.pack(stored_a), b=ops.pack(stored_b), scale=0.5)
+    linear = Linear(weight=weight, updates=(None, update))
+    packed = ops.pack(table)
+
+    def graph(rows: Rows, wanted: Any) -> Any:
+        return [ops.select(ops.linear(ops.embed(rows, packed, 1.0), linear), wanted)]
+
+    x, a, b = (decode(q).double() for q in (table, stored_a, stored_b))
+    return ops.step(graph), (0.5 * (x @ a.T) @ b.T).numpy()
+
+
+def span_of(count: int, start: int = 0, adapter: int | None = None) -> Span:
+    return Span(start=start, count=count, pages=[0, 0], ring=0, adapter=adapter)
+
+
+UNROUNDED: dict[str, MakeOps] = {
+    "q8_0": lambda: ReferenceOps(activations="q8_0"),
+    "bf16": lambda: ReferenceOps(activations="bf16"),
+    **{isa: OPS[isa] for isa in HERE},
+}
+
+
+@pytest.mark.parametrize(("scheme", "rank"), [("f32", 4), ("bf16", 1), ("f16", 33)])
+@pytest.mark.parametrize("name", UNROUNDED)
+def test_the_update_itself_is_not_rounded(name: str, scheme: str, rank: int) -> None:
+    """However the body rounds its inputs, what is added is the exact product of the exact ones."""
+    step, exact = linear_of(UNROUNDED[name](), scheme=scheme, rank=rank)
+    added = {
+        who: step(Rows(token_ids=range(90), spans=[span_of(90, adapter=who)]), range(90))[0].copy()
+        for who in (None, 0, 1)
+    }
+    assert np.array_equal(added[0], added[None])
+    assert relative_error(added[1] - added[None], exact) < 1e-5
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_an_update_has_the_same_bits_in_any_company(isa: str) -> None:
+    """Rows of one linear: with and without adapters, in spans of any length, on any threads."""
+    numbers = np.random.default_rng(0)
+    alone: dict[tuple[int, int | None], np.ndarray] = {}
+    for threads in (1, 2, 5):
+        step, _ = linear_of(CPUOps(threads=threads, instructions=isa), rank=7)
+        for _ in range(20):
+            ids = list(numbers.permutation(90)[: numbers.integers(1, 90)])
+            counts = numbers.multinomial(len(ids), [0.1, 0.5, 0.2, 0.2])
+            spans = [
+                span_of(int(count), adapter=(None, 0, 1, 1)[index])
+                for index, count in enumerate(counts)
+                if count
+            ]
+            whose = [span.adapter for span in spans for _ in range(span.count)]
+            rows = step(Rows(token_ids=ids, spans=spans), range(len(ids)))[0]
+            for token, who, row in zip(ids, whose, rows, strict=True):
+                known = alone.setdefault((token, who), row.copy())
+                assert np.array_equal(known, row)
+
+
+def test_malformed_updates_raise_before_native_code() -> None:
+    if not HERE:
+        pytest.skip("the native op set is not built, or not for this machine")
+    ops = CPUOps(threads=1)
+    step, _ = linear_of(ops)
+    with pytest.raises(ValueError, match="adapter that is not there"):
+        step(Rows(token_ids=[0], spans=[span_of(1, adapter=2)]), [0])
+    a, b, wide = (
+        ops.pack(encode(torch.zeros(shape), SCHEMES[scheme])).native
+        for shape, scheme in (((4, 96), "f32"), ((75, 4), "f32"), ((4, 32), "q8_0"))
     )
-    x = ops.embed(Rows(token_ids=ids, spans=[]), table, 1.0)
-    exact = (0.5 * (x @ a.T) @ b.T).numpy()
-    assert relative_error(with_it - without, exact) < 1e-5
+    with pytest.raises(ValueError, match="do not fit"):
+        native().Update(a, a, 1.0)
+    with pytest.raises(ValueError, match="not of floats"):
+        native().Update(wide, b, 1.0)
 
 
 def test_adapter_bytes_are_counted_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -239,16 +331,3 @@ def test_adapter_bytes_are_counted_before_anything_is_loaded(tmp_path: Path) -> 
     decoder = load(source, ops, adapters={"it": adapter})
     # The reference keeps what it packs, and its decoded form, as it does for the body.
     assert decoder.adapter_bytes == ops.packed_bytes - bare == 2 * adapter.nbytes
-
-
-def test_the_native_op_set_refuses_and_the_reference_is_chosen(tmp_path: Path) -> None:
-    saved("llama", SETTINGS["rslora"], tmp_path)
-    source = source_of(oracle(CONFIGS["llama"]), CONFIGS["llama"])
-    assert choose(source.spec, "cpu", adapters=True).name == "reference"
-    if instruction_set() is None:
-        pytest.skip("the native op set is not built")
-    assert choose(source.spec, "cpu").name != "reference"
-    ops = CPUOps(threads=1)
-    decoder = load(source, ops, adapters={"it": lora.read(tmp_path, source.spec)})
-    with pytest.raises(UnsupportedError, match="adapters"):
-        decoder.new_cache(CacheShape(pages=1))

@@ -74,13 +74,7 @@ class LLM:
         self.adapters = {
             name: open_adapter(text, self.spec) for name, text in (adapters or {}).items()
         }
-        ops = choose(
-            self.spec,
-            options.device,
-            options.dtype,
-            threads=options.threads,
-            adapters=bool(self.adapters),
-        )
+        ops = choose(self.spec, options.device, options.dtype, threads=options.threads)
         self.decoder = load(source, ops, adapters=self.adapters, progress=progress)
         self.context = options.context or min(self.spec.context, DEFAULT_CONTEXT)
         self.engine = Engine(self.decoder, context=self.context, kv=options.kv)

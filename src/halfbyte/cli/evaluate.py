@@ -92,8 +92,6 @@ def command(
     )
     trial = workflows.Trial(model, against=against, options=options, lora=lora)
     gate = _gate(gate_name, trial)
-    if lora is not None:
-        note(f"with {lora}: adapters run in the reference op set")
     reading = Reading(protocol=protocol, window=window, max_windows=max_windows)
     with progress("measuring") as report:
         measured = trial.measure(named_files(texts) or trial.own_texts, reading, report)

@@ -118,8 +118,6 @@ def command(
     with progress("loading") as report:
         own = None if template is None else template.read_text(encoding="utf-8", errors="replace")
         llm = LLM(model, options, adapters=adapters, template=own, progress=report)
-    if adapters:
-        note(f"with {', '.join(adapters)}: adapters run in the {llm.decoder.ops.name} op set")
     for name, adapter in llm.adapters.items():
         if adapter.unused:
             note(f"{name}: {len(adapter.unused)} updates of parts that do not run are left aside")

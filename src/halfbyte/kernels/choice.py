@@ -19,24 +19,19 @@ SMALL = 50_000_000
 
 
 def choose(
-    spec: ModelSpec,
-    device: str = "auto",
-    dtype: DType = "auto",
-    *,
-    threads: int | None = None,
-    adapters: bool = False,
+    spec: ModelSpec, device: str = "auto", dtype: DType = "auto", *, threads: int | None = None
 ) -> OpSet:
     """The op set that runs a model on a device ("auto", "cpu", "cuda", "cuda:1").
 
     "auto" is cuda where there is a usable one. dtype "auto" rounds the inputs of block-quantized
     linears to int8 on a CPU and runs bf16 operands on a GPU; "f32" rounds nothing. On a CPU "auto"
     means the native op set; the reference runs where that is not built or not for this processor or
-    model, with `adapters`, and for "f32" and "bf16". `threads` is the number of compute threads; by
-    default HALFBYTE_THREADS, else the processors this process may use.
+    model, and for "f32" and "bf16". `threads` is the number of compute threads; by default
+    HALFBYTE_THREADS, else the processors this process may use.
     """
     device = _usable(device)
     threads = threads or env.thread_count()
-    native = instruction_set() is not None and CPUOps.lacks(spec) is None and not adapters
+    native = instruction_set() is not None and CPUOps.lacks(spec) is None
     if device.startswith("cpu") and dtype == "auto" and native:
         return CPUOps(threads=threads or env.processor_count())
     return _reference(spec, device, dtype, threads, exact_rows=True)

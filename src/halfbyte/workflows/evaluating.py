@@ -107,13 +107,7 @@ class Trial:
     @cached_property
     def _decoder(self) -> Decoder:
         options = self._options
-        ops = choose(
-            self.source.spec,
-            options.device,
-            options.dtype,
-            threads=options.threads,
-            adapters=bool(self._adapters),
-        )
+        ops = choose(self.source.spec, options.device, options.dtype, threads=options.threads)
         return load(self.source, ops, adapters=self._adapters)
 
     def _windows(self, path: Path, reading: Reading) -> list[Window]:

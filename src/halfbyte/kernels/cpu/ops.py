@@ -42,6 +42,7 @@ INSTRUCTION_SETS = ("avx512-vnni", "avx2")
 GROUP = 16
 BANDWIDTH_BYTES = 1 << 28
 NOTHING = np.zeros((0, 0), dtype=np.float32)
+NO_ADAPTER = -1
 Buffer = int
 
 
@@ -139,7 +140,7 @@ class CPUOps:
         return self._program.rms_norm(x, _native_of(weight), eps)
 
     def linear(self, x: Buffer, linear: Linear) -> Buffer:
-        return self._program.linear(x, _plain(linear), _native_of(linear.bias))
+        return self._program.linear(x, *self._product(linear))
 
     def rope_and_store(
         self,
@@ -199,12 +200,7 @@ class CPUOps:
         self, x: Buffer, *, gate: Linear, up: Linear, down: Linear, activation: Activation
     ) -> Buffer:
         inner = self._program.gated(
-            x,
-            _plain(gate),
-            _plain(up),
-            _native_of(gate.bias),
-            _native_of(up.bias),
-            ACTIVATIONS.index(activation),
+            x, *self._product(gate), *self._product(up), ACTIVATIONS.index(activation)
         )
         return self.linear(inner, down)
 
@@ -273,6 +269,14 @@ class CPUOps:
             self._native.settle(self._pool, self._fresh)
             self._fresh = []
 
+    def _product(self, linear: Linear) -> tuple[Any, Any, list[Any]]:
+        """The weight, the bias and the updates of a linear."""
+        updates = [
+            None if u is None else self._native.Update(u.a.native, u.b.native, u.scale)
+            for u in linear.updates
+        ]
+        return linear.weight.native, _native_of(linear.bias), updates
+
     def _attention(self, attention: AttentionSpec, eps: float) -> Any:
         return self._native.Attention(
             attention.heads,
@@ -298,9 +302,10 @@ class CPUStep:
 
     def __call__(self, rows: Rows, wanted: Sequence[int]) -> list[NDArray[np.float32]]:
         pages: list[int] = []
-        spans: list[tuple[int, int, int, int, int]] = []
+        spans: list[tuple[int, ...]] = []
         for span in rows.spans:
-            spans.append((span.start, span.count, span.ring, len(pages), len(span.pages)))
+            adapter = NO_ADAPTER if span.adapter is None else span.adapter
+            spans.append((span.start, span.count, span.ring, adapter, len(pages), len(span.pages)))
             pages.extend(span.pages)
         outputs = self._program.run(
             np.array(rows.token_ids, dtype=np.int32),
@@ -319,12 +324,6 @@ def frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
     frequency = np.float32(1.0) / np.power(np.float32(rope.theta), exponents)
     divisors = np.ones(1) if rope.divisors is None else np.array(rope.divisors)
     return (frequency / divisors.astype(np.float32)).astype(np.float32)
-
-
-def _plain(linear: Linear) -> Any:
-    if linear.updates:
-        raise UnsupportedError("adapters in the native op set", hint="the reference runs them")
-    return linear.weight.native
 
 
 def _native_of(packed: Packed | None) -> Any:
