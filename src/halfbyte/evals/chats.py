@@ -8,17 +8,15 @@ but not when to stop is found out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.evals.lines import Line, read_lines
 from halfbyte.evals.texts import Reading, Window
+from halfbyte.formats.conversations import Message, messages_of
+from halfbyte.formats.lines import Line, read_lines
 from halfbyte.text.chat import Chat
 from halfbyte.text.tokenizer import Tokenizer
-
-Message = Mapping[str, Any]
 
 
 def read_chats(path: Path, chat: Chat, tokenizer: Tokenizer, reading: Reading) -> list[Window]:
@@ -43,26 +41,6 @@ def read_chats(path: Path, chat: Chat, tokenizer: Tokenizer, reading: Reading) -
             hint="a larger --window",
         )
     return found
-
-
-def messages_of(line: Line) -> list[Message]:
-    """The conversation of a line."""
-    if "messages" not in line.fields:
-        question = {"role": "user", "content": line.text("prompt")}
-        if "response" not in line.fields:
-            return [question]
-        return [question, {"role": "assistant", "content": line.text("response")}]
-    messages = line.fields["messages"]
-    if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
-        raise line.wrong("'messages' is no list of messages, each with a role and a content")
-    return cast("list[Message]", messages)
-
-
-def _is_message(value: object) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    fields = cast("Message", value)
-    return isinstance(fields.get("role"), str) and "content" in fields
 
 
 def _answers(messages: Sequence[Message], line: Line) -> Iterator[tuple[Sequence[Message], str]]:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from halfbyte.errors import IntegrityError, InvalidInputError
+from halfbyte.errors import InvalidInputError
+from halfbyte.formats.documents import content_of
 from halfbyte.text.tokenizer import Tokenizer
 
 Protocol = Literal["llama.cpp", "full"]
@@ -63,16 +64,6 @@ class Reading:
     protocol: Protocol = "llama.cpp"
     window: int = 512
     max_windows: int | None = None
-
-
-def content_of(path: Path) -> str:
-    """What a UTF-8 file says."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise IntegrityError(f"not UTF-8 text: {error}", where=path) from error
-    except OSError as error:
-        raise InvalidInputError(error.strerror or str(error), where=path) from error
 
 
 def read_text(path: Path, tokenizer: Tokenizer) -> Text:

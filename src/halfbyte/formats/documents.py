@@ -1,4 +1,4 @@
-"""JSON from strangers: read with a size limit, and with errors a person can use."""
+"""JSON and texts from strangers: read with errors a person can use, JSON with a size limit."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from halfbyte.errors import IntegrityError
+from halfbyte.errors import IntegrityError, InvalidInputError
 
 LARGEST_FILE = 100_000_000
+
+
+def content_of(path: Path) -> str:
+    """What a UTF-8 file says."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"not UTF-8 text: {error}", where=path) from error
+    except OSError as error:
+        raise InvalidInputError(error.strerror or str(error), where=path) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

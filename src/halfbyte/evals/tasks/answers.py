@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.engine.sequence import Completion
-from halfbyte.evals.chats import messages_of
-from halfbyte.evals.lines import Line, read_lines
 from halfbyte.evals.tasks.likelihood import Likelihood
 from halfbyte.evals.tasks.outcome import Outcome
 from halfbyte.evals.tasks.repetition import loops, repeated
 from halfbyte.evals.tasks.settings import Settings
 from halfbyte.evals.tasks.subject import Subject
+from halfbyte.formats.conversations import messages_of
+from halfbyte.formats.lines import Line, read_lines
 
 Messages = Sequence[Mapping[str, Any]]
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from halfbyte.evals.lines import Line, read_lines
 from halfbyte.evals.tasks.likelihood import Ending
 from halfbyte.evals.tasks.outcome import Outcome
 from halfbyte.evals.tasks.settings import Settings
 from halfbyte.evals.tasks.subject import Subject
+from halfbyte.formats.lines import Line, read_lines
 
 ANSWER = "\nAnswer: "
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from halfbyte.evals.lines import Line, read_lines
 from halfbyte.evals.tasks.outcome import Outcome
 from halfbyte.evals.tasks.settings import Settings
 from halfbyte.evals.tasks.subject import Subject
+from halfbyte.formats.lines import Line, read_lines
 
 MARK = "####"
 ASKED = "\nWork it out step by step. End with '#### ' and the answer as a number."

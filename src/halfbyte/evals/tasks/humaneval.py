@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.evals.lines import Line, read_lines
 from halfbyte.evals.tasks.confined import passes
 from halfbyte.evals.tasks.outcome import Outcome
 from halfbyte.evals.tasks.settings import Settings
 from halfbyte.evals.tasks.subject import Subject
+from halfbyte.formats.lines import Line, read_lines
 
 ASKED = "Complete this Python function. Answer with the whole function in one code block."
 BLOCK = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)

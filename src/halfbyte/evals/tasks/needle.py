@@ -19,7 +19,7 @@ from halfbyte.evals.tasks.likelihood import Ending
 from halfbyte.evals.tasks.outcome import Outcome
 from halfbyte.evals.tasks.settings import Settings
 from halfbyte.evals.tasks.subject import Split, Subject
-from halfbyte.evals.texts import content_of
+from halfbyte.formats.documents import content_of
 from halfbyte.text.tokenizer import Tokenizer
 
 PLACES = ("Marlow", "Quentin", "Ashford", "Delmont", "Harwick", "Ostend", "Lindale", "Verona")

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from halfbyte.evals.chats import messages_of
-from halfbyte.evals.lines import Line, read_lines
 from halfbyte.evals.tasks.outcome import Outcome
 from halfbyte.evals.tasks.settings import Settings
 from halfbyte.evals.tasks.subject import Subject
+from halfbyte.formats.conversations import messages_of
+from halfbyte.formats.lines import Line, read_lines
 from halfbyte.text.tools import ToolCall
 
 Schema = Mapping[str, Any]
