@@ -110,10 +110,18 @@ class ReferenceOps:
 
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         weight: Weight = linear.weight
-        y = self._product(self._rounded(x, weight), self._dense(weight))
+        y = self.product(x, weight)
         if linear.bias is not None:
             y = y + self._dense(linear.bias)
         return self._updated(y, x, linear.updates) if linear.updates else y
+
+    def product(self, x: Tensor, weight: Weight, expert: int | None = None) -> Tensor:
+        """`x @ weight.T`, or with one matrix of a stack of experts'.
+
+        Every product of activations with a stored weight is one of these.
+        """
+        dense = self._dense(weight) if expert is None else self._slice(weight, expert)
+        return self._product(self._rounded(x, weight), dense)
 
     def rope_and_store(
         self,
@@ -198,10 +206,8 @@ class ReferenceOps:
         mixed = torch.zeros_like(x)
         for index in chosen_RK.unique().tolist():
             rows = (chosen_RK == index).any(-1).nonzero()[:, 0]
-            given = self._rounded(x[rows], experts.gate_up)
-            gate, up = self._product(given, self._slice(experts.gate_up, index)).chunk(2, dim=-1)
-            inner = self._rounded(activated(gate, activation) * up, experts.down)
-            out = self._product(inner, self._slice(experts.down, index))
+            gate, up = self.product(x[rows], experts.gate_up, index).chunk(2, dim=-1)
+            out = self.product(activated(gate, activation) * up, experts.down, index)
             mixed = mixed.index_add(0, rows, out * weights_RE[rows, index, None])
         return mixed
 
