@@ -122,6 +122,7 @@ struct Kernels {
 };
 
 const Kernels& kernels_avx512();
+const Kernels& kernels_avxvnni();
 const Kernels& kernels_avx2();
 
 }  // namespace hb

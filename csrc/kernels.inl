@@ -1,4 +1,4 @@
-// The kernels, once for each instruction set: included by kernels_avx512.cpp and kernels_avx2.cpp.
+// The kernels, once for each instruction set: included by kernels_avx512.cpp and its neighbours.
 
 #include <cmath>
 

@@ -3,6 +3,7 @@
 // Shapes are checked here, before any kernel runs; a wrong one raises ValueError. Objects that a
 // program points into are kept alive by it.
 
+#include <cpuid.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -30,19 +31,29 @@ void require(bool good, const char* what) {
     if (!good) throw std::invalid_argument(what);
 }
 
+bool has_avx_vnni() {
+#if defined(HALFBYTE_EVEX_VNNI)
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
+#else
+    unsigned eax, ebx, ecx, edx;  // __builtin_cpu_supports does not know it everywhere
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+#endif
+}
+
 bool supports(const std::string& isa) {
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
     if (isa == "avx512-vnni")
-        return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        return avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (isa == "avx2")
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               __builtin_cpu_supports("f16c");
-    return false;
+    if (isa == "avx-vnni") return avx2 && has_avx_vnni();
+    return isa == "avx2" && avx2;
 }
 
 const Kernels& kernels_of(const std::string& isa) {
     require(supports(isa), "this processor does not have that instruction set");
-    return isa == "avx2" ? kernels_avx2() : kernels_avx512();
+    if (isa == "avx512-vnni") return kernels_avx512();
+    return isa == "avx-vnni" ? kernels_avxvnni() : kernels_avx2();
 }
 
 // Bytes per second that all threads together read from memory: the best of several passes.

@@ -1,8 +1,8 @@
-// Sixteen lanes, written once: AVX-512 with VNNI, or AVX2 as two halves.
+// Sixteen lanes, written once: in one register of 512 bits (HB_BITS), or in two of 256.
 //
 // A kernel file is compiled once per instruction set, in a namespace of its own (HB_ISA); which one
-// runs is decided when the module is loaded. Lanes never mix except in the horizontal helpers, which
-// have one fixed order.
+// runs is decided when the module is loaded. HB_VNNI is 1 where one instruction adds four products of
+// bytes. Lanes never mix except in the horizontal helpers, which have one fixed order.
 #pragma once
 
 #include <immintrin.h>
@@ -12,7 +12,7 @@
 
 namespace HB_ISA {
 
-#if defined(__AVX512VNNI__)
+#if HB_BITS == 512
 
 struct F16 {  // 16 x f32
     __m512 v;
@@ -101,7 +101,7 @@ inline float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
 inline int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
 
-#else  // AVX2, FMA, F16C
+#else
 
 struct F16 {
     __m256 a, b;
@@ -223,6 +223,19 @@ template <int f> inline B64 crumbs_high(B64 x) {
     return {one(x.a), one(x.b)};
 }
 inline B64 either(B64 x, B64 y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+
+#if HB_VNNI
+
+inline I16 dot_small(I16 acc, B64 w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i s = _mm256_set1_epi32(four);
+    return {_mm256_dpbusd_epi32(acc.a, w.a, s), _mm256_dpbusd_epi32(acc.b, w.b, s)};
+}
+inline I16 dot_full(I16 acc, B64 w, const int8_t* x) { return dot_small(acc, w, x); }
+
+#else
+
 inline I16 dot_small(I16 acc, B64 w, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
@@ -246,6 +259,8 @@ inline I16 dot_full(I16 acc, B64 w, const int8_t* x) {
     };
     return {one(acc.a, w.a), one(acc.b, w.b)};
 }
+
+#endif
 
 inline float sum(F16 x) {
     float lanes[8];
@@ -283,7 +298,7 @@ inline F16 exp(F16 x) {
     p = fma(p, r, splat(1.6666665459e-1f));
     p = fma(p, r, splat(5.0000001201e-1f));
     const F16 value = mul(add(fma(mul(p, r), r, r), splat(1.0f)), exp2i(n));
-#if defined(__AVX512VNNI__)
+#if HB_BITS == 512
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, low.v, _CMP_GE_OQ), value.v)};
 #else
     return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, low.a, _CMP_GE_OQ)),

@@ -38,7 +38,7 @@ from halfbyte.specs import (
 NATIVE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 CELLS: tuple[KVType, ...] = ("f32", "bf16", "q8_0")
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
-INSTRUCTION_SETS = ("avx512-vnni", "avx2")
+INSTRUCTION_SETS = ("avx512-vnni", "avx-vnni", "avx2")  # the fastest first
 GROUP = 16
 BANDWIDTH_BYTES = 1 << 28
 NOTHING = np.zeros((0, 0), dtype=np.float32)
