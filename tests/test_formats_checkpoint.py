@@ -249,8 +249,9 @@ def test_what_read_refuses(stories260k: Path, tmp_path: Path) -> None:
         read(tmp_path)
     changed = copied(stories260k, tmp_path / "c", lambda t: None)
     config = json.loads((changed / "config.json").read_text())
-    (changed / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
-    with pytest.raises(UnsupportedError, match="already quantized"):
+    packed = config | {"quantization_config": {"quant_method": "hqq"}}
+    (changed / "config.json").write_text(json.dumps(packed))
+    with pytest.raises(UnsupportedError, match="quant_method is 'hqq'"):
         read(changed)
     (changed / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
     with pytest.raises(UnsupportedError, match="unknown model type 'mamba'") as caught:

@@ -24,12 +24,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from halfbyte.errors import HalfbyteError, IntegrityError, InvalidInputError, UnsupportedError
+from halfbyte.errors import HalfbyteError, IntegrityError, InvalidInputError
 from halfbyte.families import Family, Name, family_of, spec_of
 from halfbyte.formats import gguf_writer, safetensors
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.finite import check_finite
 from halfbyte.formats.gguf_parts import ROPE_FREQS, GGUFModel, part_paths
+from halfbyte.formats.packed import notes_on, unpacked
 from halfbyte.formats.paired import to_halves, to_pairs
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import is_drafter_file
@@ -126,13 +127,15 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The `Source` of files on disk. `unused` are the stored names a text model has no use for."""
+    """The `Source` of files on disk. `unused` are the stored names a text model has no use for;
+    `notes` say which tensors are not held as they are stored, and why."""
 
     path: Path
     spec: ModelSpec
     entries: Mapping[str, Entry]
     unused: tuple[str, ...]
     load_assets: Callable[[], TextAssets | None]
+    notes: tuple[str, ...] = ()
 
     @property
     def schemes(self) -> Mapping[str, Scheme]:
@@ -201,13 +204,8 @@ def read(path: Path) -> Checkpoint:
 
 def _read_directory(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
-    if config.get("quantization_config") is not None:
-        raise UnsupportedError(
-            "a checkpoint that is already quantized (quantization_config)",
-            hint="take the original weights, or a GGUF of them",
-        )
     spec = spec_of(config)
-    files = safetensors.open_directory(path)
+    files = unpacked(config, safetensors.open_directory(path))
     family = family_of(spec)
     names = family.names(spec)
     located = _locate({name.ours: name.hf for name in names.values()}, files, family.prefixes)
@@ -226,6 +224,7 @@ def _read_directory(path: Path) -> Checkpoint:
         entries=entries,
         unused=tuple(sorted(unused)),
         load_assets=lambda: assets_from_directory(path, num_rows=spec.vocab),
+        notes=notes_on(files, located.values()),
     )
 
 

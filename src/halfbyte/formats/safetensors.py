@@ -44,6 +44,10 @@ BITS = {
 }
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 INTEGERS = "I64"
+NUMBERS = {
+    **{"F32": "<f4", "F16": "<f2", "BF16": "<u2"},
+    **{"U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,13 @@ class SafetensorsFile:
             data = self._as_f32(name, data.view("<i8"))
         rows = prod(info.shape[:-1])
         return QTensor(scheme=info.scheme, shape=info.shape, data=data.reshape(rows, -1))
+
+    def array(self, name: str) -> np.ndarray:
+        """A view of the file as numbers; bf16 as its bits. `UnsupportedError` for other types."""
+        info = self.infos[name]
+        if info.dtype not in NUMBERS:
+            raise UnsupportedError(f"stored as {info.dtype}", where=name)
+        return self._map.view(info.start, info.stop).view(NUMBERS[info.dtype]).reshape(info.shape)
 
     def release(self, name: str) -> None:
         """Give back the pages of a tensor that was consumed."""

@@ -44,12 +44,24 @@ def encode_int8(weight: Tensor, importance: Tensor | None) -> Tensor:
     return _rows_of(weight, importance.topk(min(KEPT, weight.shape[1])).indices.sort().values)
 
 
+def rows_of(integers: Tensor, largest: Tensor) -> Tensor:
+    """The rows of the tensors that bitsandbytes stores: int8 [N, K], and f32 [N]."""
+    none = largest.new_empty(len(largest), 0)
+    return _joined(largest[:, None], integers, none[0].int(), none)
+
+
 def _rows_of(weight: Tensor, columns: Tensor) -> Tensor:
     rest = weight.index_fill(1, columns, 0.0)
     largest = rest.abs().amax(dim=1, keepdim=True)
     integers = (rest * (127.0 * inverse(largest))).round_().to(torch.int8)
-    named = torch.full((len(weight), KEPT), -1, dtype=torch.int32, device=weight.device)
-    kept = torch.zeros((len(weight), KEPT), device=weight.device)
-    named[:, : len(columns)], kept[:, : len(columns)] = columns.int(), weight[:, columns]
-    head = [largest.view(torch.uint8), named.view(torch.uint8), write_half(kept)]
+    return _joined(largest, integers, columns.int(), weight[:, columns])
+
+
+def _joined(largest: Tensor, integers: Tensor, columns: Tensor, kept: Tensor) -> Tensor:
+    """Bytes of: f32 [N, 1], int8 [N, K], int32 [n] up to `KEPT`, f32 [N, n]."""
+    rows, count = kept.shape
+    named = torch.full((rows, KEPT), -1, dtype=torch.int32, device=kept.device)
+    weights = torch.zeros((rows, KEPT), device=kept.device)
+    named[:, :count], weights[:, :count] = columns, kept
+    head = [largest.view(torch.uint8), named.view(torch.uint8), write_half(weights)]
     return torch.cat([*head, integers.view(torch.uint8)], dim=1)
