@@ -44,7 +44,8 @@ class FakeDecoder:
     def new_cache(self, shape: CacheShape) -> FakeCache:
         return FakeCache(shape)
 
-    def forward(self, chunks: Sequence[Chunk], cache: FakeCache) -> np.ndarray:
+    def outputs(self, chunks: Sequence[Chunk], cache: FakeCache) -> tuple[np.ndarray, np.ndarray]:
+        """Logits, and states that nobody should read."""
         self.forwards.append([len(chunk.token_ids) for chunk in chunks])
         assert chunks, "an empty forward"
         for chunk in chunks:
@@ -52,7 +53,8 @@ class FakeDecoder:
         if self.interrupt_at == len(self.forwards) - 1:
             raise KeyboardInterrupt
         rows = [row for chunk in chunks for row in self._rows(chunk, cache)]
-        return np.array(rows, dtype=np.float32).reshape(-1, VOCAB)
+        logits = np.array(rows, dtype=np.float32).reshape(-1, VOCAB)
+        return logits, np.full((len(rows), 1), np.nan, dtype=np.float32)
 
     def _store(self, chunk: Chunk, cache: FakeCache) -> None:
         slot, page_len = chunk.slot, cache.shape.page_len

@@ -1,7 +1,26 @@
-"""The engine: continuous batching, paged cache, reproducible sampling. Token ids in and out."""
+"""The engine: continuous batching, paged cache, reproducible sampling, speculation.
 
+Token ids go in and come out; there is no text and no tensor in this room.
+"""
+
+from halfbyte.engine.drafters import LookupDrafter, ModelDrafter
+from halfbyte.engine.drafting import Drafting
 from halfbyte.engine.engine import PAGE_LEN, Engine
 from halfbyte.engine.sampling import sample
 from halfbyte.engine.sequence import Completion, Event, FinishReason
+from halfbyte.engine.speculate import DraftStats, SyntheticVerdict, verify
 
-__all__ = ["PAGE_LEN", "Completion", "Engine", "Event", "FinishReason", "sample"]
+__all__ = [
+    "PAGE_LEN",
+    "Completion",
+    "DraftStats",
+    "Drafting",
+    "Engine",
+    "Event",
+    "FinishReason",
+    "LookupDrafter",
+    "ModelDrafter",
+    "SyntheticVerdict",
+    "sample",
+    "verify",
+]

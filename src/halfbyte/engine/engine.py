@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from time import perf_counter
 
+from halfbyte.engine.drafting import MOST, Clock, Drafting
 from halfbyte.engine.runner import Runner
 from halfbyte.engine.scheduler import Scheduler, Work
 from halfbyte.engine.sequence import Completion, Event, Sequence
@@ -27,7 +28,8 @@ class Engine:
 
     `context` bounds the positions of one sequence, `prefill_chunk` the rows of prompts in a step.
     `pages` of `PAGE_LEN` positions are shared by all; by default they suffice for `max_sequences`
-    full contexts. Raises `InvalidInputError` for values outside their range.
+    full contexts. `drafting` changes how fast tokens come, never which. Raises `InvalidInputError`
+    for values outside their range.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class Engine:
         prefill_chunk: int = 512,
         kv: KVType = "bf16",
         pages: int | None = None,
+        drafting: Drafting | None = None,
+        clock: Clock = perf_counter,
     ) -> None:
         _at_least_one(context=context, max_sequences=max_sequences, prefill_chunk=prefill_chunk)
         if context > decoder.spec.context:
@@ -51,13 +55,21 @@ class Engine:
             pages=max_sequences * -(-context // PAGE_LEN) if pages is None else pages,
             page_len=PAGE_LEN,
             rings=max_sequences,
-            ring_slack=prefill_chunk,
+            ring_slack=max(prefill_chunk, MOST + 1),
             kind=kv,
         )
+        if drafting is not None and drafting.rows > shape.ring_slack:
+            raise InvalidInputError(
+                f"{drafting.rows} rows in a round of drafts; the rings have {shape.ring_slack} "
+                "cells to spare",
+                hint=f"give --draft {shape.ring_slack - 1} or less",
+            )
         self._vocab = decoder.spec.vocab
         self._adapters = decoder.adapters
         self._scheduler = Scheduler(shape, context=context, prefill_chunk=prefill_chunk)
-        self._runner: Runner | None = Runner(decoder, decoder.new_cache(shape))
+        cache = decoder.new_cache(shape)
+        self._runner: Runner | None = Runner(decoder, cache, drafting, clock)
+        self._clock = clock
         self._live: dict[int, Sequence] = {}
         self._outbox: list[Event] = []
 
@@ -158,9 +170,9 @@ class Engine:
             raise
 
     def _run(self, runner: Runner, work: list[Work]) -> None:
-        start = perf_counter()
+        start = self._clock()
         tokens = runner.run(work)
-        seconds = perf_counter() - start
+        seconds = self._clock() - start
         for item, chosen in zip(work, tokens, strict=True):
             item.sequence.spend(seconds)
             item.sequence.commit(chosen)

@@ -1,27 +1,43 @@
 """The only place that knows how a forward is executed: scheduled integers in, chosen tokens out.
 
-A step commits a *list* of tokens per sequence: none while a prompt is still being computed, one
-when decoding. Whatever chooses more of them in one forward belongs here, and nothing above changes.
+A step commits a *list* of tokens per sequence: none while a prompt is still being computed; when
+decoding, one, and every draft before it that was right. A round with drafts is one forward of the
+last chosen id and all drafts, each row wanted; what was wrong is rolled back at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Rows
+
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.engine.drafters import Proposal
+from halfbyte.engine.drafting import Clock, Drafting, Speculator
 from halfbyte.engine.sampling import sample
 from halfbyte.engine.scheduler import Work
 from halfbyte.engine.sequence import Sequence
+from halfbyte.engine.speculate import Tally, Verdict, verify
 from halfbyte.models.cache import Cache
 from halfbyte.models.decoder import Chunk, Decoder
 
+NOTHING = Proposal()
+
 
 class Runner:
-    """A decoder and the cache it works in."""
+    """A decoder, the cache it works in, and maybe drafting."""
 
-    def __init__(self, decoder: Decoder, cache: Cache) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: Cache, drafting: Drafting | None, clock: Clock
+    ) -> None:
         self._decoder = decoder
         self._cache = cache
+        self._clock = clock
+        self._verdict: Verdict = verify
+        self._speculator: Speculator | None = None
+        if drafting is not None and drafting.drafters:
+            self._verdict = drafting.verdict
+            self._speculator = Speculator(drafting, cache, decoder.spec.vocab, clock)
 
     @property
     def cache_bytes(self) -> int:
@@ -29,30 +45,86 @@ class Runner:
 
     def run(self, work: list[Work]) -> list[list[int]]:
         """One forward; the tokens chosen for each item, in order. Slots have advanced."""
-        chunks = [_chunk(item) for item in work]
-        logits = iter(self._decoder.forward(chunks, self._cache))
-        return [
-            [_choose(item.sequence, next(logits))] if chunk.wanted == "last" else []
-            for item, chunk in zip(work, chunks, strict=True)
-        ]
+        start = self._clock()
+        proposals = self._proposals(work)
+        drafted = self._clock()
+        chunks = [_chunk(item, it) for item, it in zip(work, proposals, strict=True)]
+        outputs = self._decoder.outputs(chunks, self._cache)
+        tokens: list[list[int]] = []
+        row = 0
+        for item, proposal, chunk in zip(work, proposals, chunks, strict=True):
+            count = {"all": len(chunk.token_ids), "last": 1, "none": 0}[chunk.wanted]
+            rows = slice(row, row + count)
+            tokens.append(self._chosen(item.sequence, proposal, *(out[rows] for out in outputs)))
+            row += count
+        self._learn(work, proposals, tokens, drafted - start, self._clock() - drafted)
+        return tokens
+
+    def _proposals(self, work: list[Work]) -> list[Proposal]:
+        if self._speculator is None:
+            return [NOTHING] * len(work)
+        decoding = [item.sequence for item in work if item.sequence.chosen]
+        found = iter(self._speculator.propose(decoding))
+        return [next(found) if item.sequence.chosen else NOTHING for item in work]
+
+    def _chosen(
+        self,
+        sequence: Sequence,
+        proposal: Proposal,
+        logits: NDArray[np.float32],
+        states: NDArray[np.float32],
+    ) -> list[int]:
+        """The tokens of a sequence from its wanted rows; what was drafted wrongly is taken back."""
+        if not len(logits):
+            return []
+        drafts = proposal.token_ids
+        tokens = self._verdict(drafts, lambda given: _choose(sequence, logits[len(given)], given))
+        sequence.slot.rollback(1 + len(drafts) - len(tokens))
+        if self._speculator is not None:
+            sequence.state = states[len(tokens) - 1].copy()
+        return tokens
+
+    def _learn(
+        self,
+        work: list[Work],
+        proposals: list[Proposal],
+        tokens: list[list[int]],
+        draft_s: float,
+        forward_s: float,
+    ) -> None:
+        if self._speculator is None:
+            return
+        decoding = [index for index, item in enumerate(work) if item.sequence.chosen]
+        accepted = [len(tokens[index]) - 1 for index in decoding]
+        alone = len(decoding) == len(work)
+        self._speculator.learn(
+            [proposals[index] for index in decoding], accepted, forward_s if alone else None
+        )
+        for index, right in zip(decoding, accepted, strict=True):
+            tally = work[index].sequence.tally = work[index].sequence.tally or Tally()
+            tally.count(len(proposals[index].token_ids), right, draft_s, forward_s)
+            tally.plain_step_s = self._speculator.plain_step_s(len(decoding))
 
 
-def _chunk(item: Work) -> Chunk:
+def _chunk(item: Work, proposal: Proposal) -> Chunk:
     sequence = item.sequence
     start = sequence.slot.length
+    drafts = proposal.token_ids
+    wanted = "all" if drafts else "last" if item.count == sequence.pending else "none"
     return Chunk(
         slot=sequence.slot,
-        token_ids=tuple(sequence.ids[start : start + item.count]),
-        wanted="last" if item.count == sequence.pending else "none",
+        token_ids=(*sequence.ids[start : start + item.count], *drafts),
+        wanted=wanted,
         adapter=sequence.request.adapter,
     )
 
 
-def _choose(sequence: Sequence, row: NDArray[np.float32]) -> int:
+def _choose(sequence: Sequence, row: NDArray[np.float32], given: Rows[int]) -> int:
+    """The target's token after those of the sequence and those given."""
     return sample(
         row,
         sequence.request.sampling,
         sequence=sequence.request.sequence,
-        position=len(sequence.ids),
-        history=sequence.ids,
+        position=len(sequence.ids) + len(given),
+        history=sequence.seen(given),
     )

@@ -7,10 +7,14 @@ over, its last row of logits chooses what to `commit`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.engine.speculate import DraftStats, Tally
 from halfbyte.models.cache import Slot
 from halfbyte.specs import Request
 
@@ -23,7 +27,8 @@ class Completion:
 
     "length" is the end of `max_tokens` or of the context. Seconds are those of the steps the
     sequence took part in, shared with whatever ran beside it: `prefill_s` to the first token,
-    `decode_s` from there on, in which `decode_tokens` were chosen (a stop id counts).
+    `decode_s` from there on, in which `decode_tokens` were chosen (a stop id counts). `draft` is
+    None where nothing drafts.
     """
 
     token_ids: tuple[int, ...]
@@ -32,6 +37,7 @@ class Completion:
     decode_tokens: int
     prefill_s: float
     decode_s: float
+    draft: DraftStats | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +50,12 @@ class Event:
     completion: Completion | None = None
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Sequence:
     """A request and its state. It holds at most `limit` ids, the prompt among them.
 
-    `outbox` is where its events go; several sequences may share one.
+    `outbox` is where its events go; several sequences may share one. `state` is the target's where
+    it chose the last id: what a drafter goes on from.
     """
 
     number: int
@@ -61,11 +68,22 @@ class Sequence:
     chosen: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    state: NDArray[np.float32] | None = None
+    tally: Tally | None = None
 
     @property
     def pending(self) -> int:
         """How many ids the cache has not computed."""
         return len(self.ids) - self.slot.length
+
+    @property
+    def room(self) -> int:
+        """How many ids may still come."""
+        return self.limit - len(self.ids)
+
+    def seen(self, more: Collection[int]) -> Collection[int]:
+        """The ids so far and `more`, where a repetition penalty looks at them."""
+        return [*self.ids, *more] if self.request.sampling.repetition_penalty != 1 else ()
 
     def spend(self, seconds: float) -> None:
         """Charge a step, before its tokens are committed."""
@@ -98,6 +116,7 @@ class Sequence:
             decode_tokens=max(self.chosen - 1, 0),
             prefill_s=self.prefill_s,
             decode_s=self.decode_s,
+            draft=None if self.tally is None else self.tally.stats(),
         )
         self.outbox.append(
             Event(sequence=self.number, token_id=token, finish_reason=reason, completion=completion)

@@ -1,0 +1,171 @@
+"""What proposes tokens: a model beside the target, or what the text has said before.
+
+A drafter may be wrong at will; it never decides what is said. It chooses as the target would, with
+the request's own filters and noise: where the two distributions agree, so do their tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.engine.lookup import Index, Match
+from halfbyte.engine.pace import Acceptance
+from halfbyte.engine.sampling import sample
+from halfbyte.engine.sequence import Sequence
+from halfbyte.models.cache import Cache
+from halfbyte.models.drafter import DraftModel
+
+CONFIDENCES = 10
+# Logits so far below the best one add nothing to a sum of probabilities.
+NEGLIGIBLE = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Up to `length` drafts for a sequence; none that is right, with all before it, less often than
+    `floor`."""
+
+    sequence: Sequence
+    length: int
+    floor: float
+
+
+@dataclass(slots=True)
+class Proposal:
+    """Drafts in order, the level of acceptance that each was found at, and the steps it took."""
+
+    token_ids: list[int] = field(default_factory=list[int])
+    levels: list[int] = field(default_factory=list[int])
+    steps: int = 0
+
+
+class Drafter(Protocol):
+    """Proposes for sequences whose last id the target has chosen and not yet computed."""
+
+    name: str
+
+    def prospects(self, sequence: Sequence, most: int) -> list[float]:
+        """How likely each of up to `most` drafts will be right if those before it are."""
+        ...
+
+    def propose(self, asks: list[Ask], cache: Cache) -> list[Proposal]:
+        """One proposal for each; `cache` is the target's, and holds what it has committed."""
+        ...
+
+    def learn(self, proposal: Proposal, accepted: int) -> None:
+        """The first `accepted` drafts of a proposal were right, and the next was not."""
+        ...
+
+
+class LookupDrafter:
+    """Drafts what followed the longest earlier occurrence of the sequence's end."""
+
+    name = "lookup"
+
+    def __init__(self) -> None:
+        self._acceptance = Acceptance(lambda length: length / (length + 2))
+        self._indexes: WeakKeyDictionary[Sequence, Index] = WeakKeyDictionary()
+
+    def prospects(self, sequence: Sequence, most: int) -> list[float]:
+        match = self._match(sequence)
+        return [] if match is None else [self._acceptance.rate(match.length)] * most
+
+    def propose(self, asks: list[Ask], cache: Cache) -> list[Proposal]:
+        return [self._proposal(ask) for ask in asks]
+
+    def learn(self, proposal: Proposal, accepted: int) -> None:
+        self._acceptance.learn(proposal.levels, accepted)
+
+    def _proposal(self, ask: Ask) -> Proposal:
+        match = self._match(ask.sequence)
+        if match is None:
+            return Proposal()
+        drafts = match.continued(ask.sequence.ids, ask.length)
+        return Proposal(drafts, [match.length] * len(drafts))
+
+    def _match(self, sequence: Sequence) -> Match | None:
+        return self._indexes.setdefault(sequence, Index()).find(sequence.ids)
+
+
+class ModelDrafter:
+    """Drafts by a model that reads the target's keys, a step for all sequences at a time."""
+
+    name = "model"
+
+    def __init__(self, model: DraftModel) -> None:
+        self._model = model
+        self._by_place = Acceptance(lambda _: 0.6)
+        self._by_confidence = Acceptance(lambda level: (level + 0.5) / CONFIDENCES)
+
+    def prospects(self, sequence: Sequence, most: int) -> list[float]:
+        return [self._by_place.rate(place) for place in range(most)]
+
+    def propose(self, asks: list[Ask], cache: Cache) -> list[Proposal]:
+        chains = [_Chain(ask) for ask in asks]
+        while going := [chain for chain in chains if chain.goes_on]:
+            logits, states = self._model.forward(
+                [chain.last for chain in going],
+                np.stack([chain.state for chain in going]),
+                [chain.ask.sequence.slot for chain in going],
+                cache,
+            )
+            for chain, row, state in zip(going, logits, states, strict=True):
+                chain.extend(row, state, self._by_confidence)
+        return [chain.proposal for chain in chains]
+
+    def learn(self, proposal: Proposal, accepted: int) -> None:
+        self._by_confidence.learn(proposal.levels, accepted)
+        self._by_place.learn(range(len(proposal.levels)), accepted)
+
+
+class _Chain:
+    """The drafts of one sequence under way."""
+
+    def __init__(self, ask: Ask) -> None:
+        assert ask.sequence.state is not None, "the target's state was not kept"
+        self.ask = ask
+        self.last = ask.sequence.ids[-1]
+        self.state: NDArray[np.float32] = ask.sequence.state
+        self.proposal = Proposal()
+        self.goes_on = ask.length > 0
+        self._chance = 1.0
+
+    def extend(
+        self, logits: NDArray[np.float32], state: NDArray[np.float32], acceptance: Acceptance
+    ) -> None:
+        """One more draft, unless it is too unsure to be worth a row."""
+        level = min(int(confidence(logits) * CONFIDENCES), CONFIDENCES - 1)
+        self._chance *= acceptance.rate(level)
+        self.proposal.steps += 1
+        if self._chance < self.ask.floor:
+            self.goes_on = False
+            return
+        drafts = self.proposal.token_ids
+        self.last = _chosen(self.ask.sequence, drafts, logits)
+        self.state = state.copy()
+        drafts.append(self.last)
+        self.proposal.levels.append(level)
+        self.goes_on = len(drafts) < self.ask.length
+
+
+def confidence(logits: NDArray[np.float32]) -> float:
+    """The probability of the likeliest token."""
+    best = logits.max()
+    near = logits[logits > best - NEGLIGIBLE]
+    return float(1 / np.exp(near - best).sum())
+
+
+def _chosen(sequence: Sequence, drafts: list[int], logits: NDArray[np.float32]) -> int:
+    request = sequence.request
+    return sample(
+        logits,
+        request.sampling,
+        sequence=request.sequence,
+        position=len(sequence.ids) + len(drafts),
+        history=sequence.seen(drafts),
+    )
