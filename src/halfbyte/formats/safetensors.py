@@ -44,13 +44,10 @@ BITS = {
 }
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 INTEGERS = "I64"
-<<<<<<< HEAD
-=======
 NUMBERS = {
     **{"F32": "<f4", "F16": "<f2", "BF16": "<u2"},
     **{"U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"},
 }
->>>>>>> 68890cb149e5abcd5902863cd35e86b25dffdccc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
