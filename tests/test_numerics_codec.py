@@ -183,7 +183,8 @@ def test_a_holder_takes_every_value_exactly(name: str, holder: str) -> None:
     assert held.scheme.name == holder and held.shape == q.shape
     values = decode(q)
     assert torch.equal(decode(held), values)  # -0 and 0 are one value
-    np.testing.assert_array_equal(_theirs(held.data, holder), values.numpy())
+    if holder in IN_GGUF:
+        np.testing.assert_array_equal(_theirs(held.data, holder), values.numpy())
     assert torch.equal(decode(convert(held, scheme_of("f32"))), values)
 
 

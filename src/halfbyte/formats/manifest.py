@@ -3,9 +3,6 @@
 `X.gguf` has `X.gguf.manifest.json` beside it, a directory has `manifest.json` in it. Two checks
 come with it: a cheap one for every load (sizes, and the hash of each header), and a complete one
 that hashes everything. It detects damage and mix-ups; it is not a signature.
-
-The source is identified by sizes, by the hashes of its headers and of its small files; its weights
-are not hashed, which would cost as long as reading them.
 """
 
 from __future__ import annotations
@@ -39,21 +36,23 @@ def write_manifest(
     source: Path,
     recipe: str,
     method: str,
+    details: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Hash an artefact (a file or a directory) and write its manifest; returns where."""
+    """Hash an artefact (a file or a directory) and its source, and write the manifest; returns
+    where. `details`: what else there is to say of how it was made."""
     files = _files(artefact)
-    hashed = _Hashing(sum(file.stat().st_size for file in files), progress)
+    total = sum(file.stat().st_size for file in [*files, *_files(source)])
+    hashed = _Hashing(total, progress)
     document = {
         "schema": SCHEMA,
         "halfbyte": __version__,
         "recipe": recipe,
         "method": method,
-        "source": identity(source),
-        "files": {
-            file.name: {**_facts(file), "sha256": hashed.sha256(file)} for file in files
-        },
-    }  # fmt: skip
+        **(details or {}),
+        "source": {"name": source.resolve().name, "files": hashed.listed(_files(source))},
+        "files": hashed.listed(files),
+    }
     path = _place(artefact)
     data = (json.dumps(document, indent=2) + "\n").encode()
     with atomic_file(path, size=len(data)) as out:
@@ -170,6 +169,10 @@ class _Hashing:
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._done, self._total, self._progress = 0, total, progress
+
+    def listed(self, files: Iterable[Path]) -> dict[str, Any]:
+        """Of each file, by its name, what a manifest says."""
+        return {file.name: {**_facts(file), "sha256": self.sha256(file)} for file in files}
 
     def sha256(self, file: Path) -> str:
         digest = hashlib.sha256()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import UnsupportedError
-from halfbyte.numerics.packing import read_as, round_half, write_half, write_nibbles
+from halfbyte.numerics.packing import read_as, read_nibbles, round_half, write_half, write_nibbles
 from halfbyte.numerics.scales import Grid, Scales, nearest_on, search, search_range, spanning
 
 SIGNED = Grid(low=-8, high=7)
@@ -66,10 +66,9 @@ class Affine:
     def write(self, integers: Tensor, scales: Scales) -> Tensor:
         """The bytes; the zero point is minus the lowest integer."""
         zero = scales.low.neg()
-        pairs = (integers + zero).to(torch.uint8).unflatten(1, (-1, 2))
         parts = [self._scale_bytes(scales.step)]
         parts += [zero.to(torch.uint8)] if self.zero else []
-        return torch.cat([*parts, pairs[..., 0] | (pairs[..., 1] << 4)], dim=1)
+        return torch.cat([*parts, _paired((integers + zero).to(torch.uint8))], dim=1)
 
     def to_q8_0(self, blocks: Tensor) -> Tensor:
         """The same weights as q8_0's bytes [groups of 32, 34]."""
@@ -96,6 +95,16 @@ class Affine:
         if self.scale == torch.float16:
             return write_half(scale)
         return scale.to(self.scale).view(torch.uint8)
+
+
+def int4_of_q4_0(blocks: Tensor) -> Tensor:
+    """q4_0's bytes as those of `int4-g32-f16`."""
+    return torch.cat([blocks[:, :2], _paired(read_nibbles(blocks[:, 2:]))], dim=1)
+
+
+def _paired(nibbles: Tensor) -> Tensor:
+    """uint8 [n, group] below 16 -> [n, group / 2]: neighbours in a byte, the first one low."""
+    return nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
 
 
 # By the names of `specs.scheme`.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
 from halfbyte.numerics import blocks, int8, nf4, plain, superblocks
-from halfbyte.numerics.affine import AFFINE
+from halfbyte.numerics.affine import AFFINE, int4_of_q4_0
 from halfbyte.numerics.grids import GRIDS, grid_of
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.numerics.scales import Scales, joined, nearest_on
@@ -91,6 +91,7 @@ REPACKS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     **{(name, "q8_0"): layout.to_q8_0 for name, layout in AFFINE.items()},
     **{(name, "q4_0"): layout.to_q4_0 for name, layout in AFFINE.items() if not layout.zero},
     ("q4_0", "q8_0"): _to_q8_0(blocks.integers_q4_0),
+    ("q4_0", "int4-g32-f16"): int4_of_q4_0,
     ("q5_0", "q8_0"): _to_q8_0(blocks.integers_q5_0),
     ("iq4_nl", "q8_0"): _to_q8_0(blocks.integers_iq4_nl),
     ("q3_k", "q6_k"): _q3_k_to_q6_k,

@@ -35,10 +35,11 @@ def open_source(
     if not kept.exists():
         # Brings torch, which running does without.
         from halfbyte.quantizer.pipeline import Quantized
+        from halfbyte.quantizer.recovered import Recovered
 
         kept.parent.mkdir(parents=True, exist_ok=True)
-        quantized = Quantized(source, recipe_of(recipe), method=method)
-        write_gguf(quantized, kept, progress=progress)
+        found = Recovered(source, recipe_of(recipe))
+        write_gguf(Quantized(found, found.recipe, method=method), kept, progress=progress)
     return read(kept)
 
 

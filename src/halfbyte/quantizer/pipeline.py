@@ -16,7 +16,7 @@ from halfbyte.errors import InvalidInputError
 from halfbyte.formats.checkpoint import Source
 from halfbyte.numerics.codec import convert
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Method, ModelSpec, Recipe, Scheme
+from halfbyte.specs import Method, ModelSpec, Recipe, Scheme, holds
 from halfbyte.text.assets import TextAssets
 
 
@@ -59,8 +59,7 @@ class Quantized:
 def _refuse_twice(stored: Mapping[str, Scheme], wanted: Mapping[str, Scheme]) -> None:
     for name, scheme in stored.items():
         target = wanted[name]
-        # f32 holds every decoded value exactly.
-        if scheme.block > 1 and target.name not in (scheme.name, "f32"):
+        if scheme.block > 1 and not holds(target, scheme):
             raise InvalidInputError(
                 f"is stored as {scheme.name}; rounding it again to {target.name} would damage it",
                 where=name,

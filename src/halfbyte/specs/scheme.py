@@ -110,7 +110,7 @@ SCHEMES: dict[str, Scheme] = {
 # first. An integer times an fp16 scale is q8_0, and q4_0 if it is in -8..7; q3_k's scales and
 # integers are a part of q6_k's.
 HOLDERS: dict[str, tuple[str, ...]] = {
-    "q4_0": ("q8_0",),
+    "q4_0": ("q8_0", "int4-g32-f16"),
     "q5_0": ("q8_0",),
     "iq4_nl": ("q8_0",),
     "q3_k": ("q6_k",),
@@ -129,6 +129,11 @@ def scheme_of(name: str) -> Scheme:
     except KeyError:
         known = ", ".join(SCHEMES)
         raise UnsupportedError(f"unknown scheme '{name}'", hint=f"known: {known}") from None
+
+
+def holds(scheme: Scheme, other: Scheme) -> bool:
+    """Whether `scheme` holds every value of `other` exactly."""
+    return scheme.name in (other.name, *HOLDERS.get(other.name, ()), "f32")
 
 
 def lossless_target(scheme: Scheme, available: Collection[Scheme]) -> Scheme:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.formats.checkpoint import Source, read, write_gguf
@@ -11,6 +13,7 @@ from halfbyte.formats.manifest import check_sizes, write_manifest
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
 from halfbyte.quantizer.pipeline import Quantized
+from halfbyte.quantizer.recovered import Recovered
 from halfbyte.specs import Method, recipe_of
 
 MODEL_NAME = "model.gguf"
@@ -19,12 +22,14 @@ EXPORTED = "as stored"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artefact:
-    """What was written: the GGUF, its manifest, and sizes in bytes."""
+    """What was written: the GGUF, its manifest, and sizes in bytes; `details` as the manifest has
+    them."""
 
     path: Path
     manifest: Path
     bytes: int
     source_bytes: int
+    details: Mapping[str, Any]
 
 
 def quantize(
@@ -33,44 +38,62 @@ def quantize(
     *,
     recipe: str = "q4_0",
     method: Method = "search",
+    lattice: bool = True,
     progress: Progress | None = None,
 ) -> Artefact:
     """Quantize a checkpoint to a GGUF with its manifest.
 
-    `target`: a .gguf file, or a directory (made if need be) that gets model.gguf. Memory: the
-    largest tensor, not the model.
+    `target`: a .gguf file, or a directory (made if need be) that gets model.gguf. `lattice`:
+    matrices that lie on a Q4_0 lattice are stored as they are. Memory: the largest tensor, not the
+    model.
     """
     place = locate(model, progress)
     check_sizes(place)
-    quantized = Quantized(read(place), recipe_of(recipe), method=method)
-    return _write(quantized, place, target, recipe=recipe, method=method, progress=progress)
+    wanted, source = recipe_of(recipe), read(place)
+    found = Recovered(source, wanted) if lattice else None
+    quantized = Quantized(found or source, found.recipe if found else wanted, method=method)
+    path = _write(quantized, place, target, progress)
+    details: dict[str, Any] = {"rules": wanted.rules}
+    if found and found.matrices:
+        details["lattice"] = {"matrices": found.matrices, **asdict(found.counts)}
+    return _finished(path, place, target, recipe=recipe, method=method, details=details)
 
 
 def export_gguf(model: str, target: Path, *, progress: Progress | None = None) -> Artefact:
     """Write a model as a GGUF, its tensors exactly as they are stored."""
     place = locate(model, progress)
     check_sizes(place)
-    return _write(read(place), place, target, recipe=EXPORTED, method="export", progress=progress)
+    path = _write(read(place), place, target, progress)
+    return _finished(path, place, target, recipe=EXPORTED, method="export", details={})
 
 
-def _write(
-    source: Source,
-    place: Path,
-    target: Path,
-    *,
-    recipe: str,
-    method: str,
-    progress: Progress | None,
-) -> Artefact:
+def _write(source: Source, place: Path, target: Path, progress: Progress | None) -> Path:
     path = _gguf_path(target)
     if path.exists() and path.samefile(place):
         raise InvalidInputError("the model itself is there; choose another -o", where=path)
     named = {"general.name": place.resolve().stem if place.is_file() else place.resolve().name}
     write_gguf(source, path, extra_metadata=named, progress=progress)
+    return path
+
+
+def _finished(
+    path: Path,
+    place: Path,
+    target: Path,
+    *,
+    recipe: str,
+    method: str,
+    details: Mapping[str, Any],
+) -> Artefact:
     artefact = path if target.suffix == ".gguf" else target
-    manifest = write_manifest(artefact, source=place, recipe=recipe, method=method)
     return Artefact(
-        path=path, manifest=manifest, bytes=path.stat().st_size, source_bytes=_size(place)
+        path=path,
+        manifest=write_manifest(
+            artefact, source=place, recipe=recipe, method=method, details=details
+        ),
+        bytes=path.stat().st_size,
+        source_bytes=_size(place),
+        details=details,
     )
 
 
