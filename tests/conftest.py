@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from commandline import Halfbyte, runner
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -37,3 +38,12 @@ def tiny_gemma4() -> Path:
 def stories260k() -> Path:
     """A real Llama of 260 thousand parameters; its FFN width is 172."""
     return _shared("models", "stories260K")
+
+
+@pytest.fixture
+def halfbyte(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Halfbyte:
+    """Runs a command line in this process, with a cache folder of its own."""
+    monkeypatch.setenv("HALFBYTE_CACHE", str(tmp_path / "cache"))
+    return runner(monkeypatch, capsys)

@@ -21,7 +21,7 @@ import torch
 from oracle import GEMMA3, GEMMA4, oracle, source_of
 from torch import Tensor
 
-from halfbyte.evals.diagnose import differences, likely_causes
+from halfbyte.evals.diagnose import diagnose, differences
 from halfbyte.evals.fidelity import Fidelity, measure
 from halfbyte.evals.gate import default_gate, misses
 from halfbyte.evals.reference import Baseline, Reference
@@ -358,7 +358,7 @@ def main() -> None:
 def _sound_row(recipe: str) -> None:
     source = stored("gemma4", recipe)
     found = measured(source, "gemma4", ReferenceOps(activations="q8_0"), WINDOWS)
-    gate = default_gate(source.spec, source.schemes).values()
+    gate = default_gate(source.spec, source.schemes).every.values()
     print(f"| {recipe} | {_numbers(found)} | {', '.join(f'{value:g}' for value in gate)} |")
 
 
@@ -366,7 +366,7 @@ def _fault_row(fault: Fault, recipe: str) -> None:
     source = planted(fault, recipe)
     found = measured(source, fault.model, fault.ops(), WINDOWS)
     missed = misses(default_gate(source.spec, source.schemes), [found])
-    cause = likely_causes(source, sound(fault.model), [found])[0]
+    cause = diagnose(source, sound(fault.model), [found]).causes[0]
     told = differences(source, sound(fault.model))
     caught = ", ".join(miss.number for miss in missed) or ("description" if told else "nothing")
     numbers = _numbers(found)

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+from commandline import Halfbyte
 
-from halfbyte.cli import VERBS, main
+from halfbyte.cli import VERBS
 from halfbyte.cli.inspect import conversions
 from halfbyte.formats.reference import demo_path
 from halfbyte.kernels.cpu import instruction_set
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        return json.loads(self.out)
-
-
-Halfbyte = Callable[..., Outcome]
-
-
-@pytest.fixture
-def halfbyte(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Halfbyte:
-    """Runs a command line in this process, with a cache folder of its own."""
-    monkeypatch.setenv("HALFBYTE_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: object, stdin: str = "") -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["halfbyte", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as leave:
-            main()
-        printed = capsys.readouterr()
-        return Outcome(int(leave.value.code or 0), printed.out, printed.err)
-
-    return run
 
 
 def test_help_lists_every_verb(halfbyte: Halfbyte) -> None:
@@ -259,7 +225,7 @@ def test_the_default_gate_names_what_is_wrong(
     assert outcome.code == 7 and "missed: kl_mean" in outcome.err
     assert "likely cause: all full layers: rope base is 1e+06" in outcome.err
     document = halfbyte("eval", stories260k, "--against", stories260k, *measure, "--json").document
-    assert document["gate"] == {"passed": True, "misses": [], "causes": []}
+    assert document["gate"]["passed"] and not document["gate"]["misses"]
     assert document["texts"][0]["kl_by_position"]["beyond_window"] is None
     alone = halfbyte("eval", stories260k, *measure)
     assert alone.code == 2 and "needs a reference" in alone.err

@@ -16,7 +16,7 @@ from torch.nn import functional
 from halfbyte.errors import IntegrityError, InvalidInputError
 from halfbyte.evals import fidelity, reader, reference
 from halfbyte.evals.fidelity import Fidelity, log_softmax, measure, score_rows, summarize
-from halfbyte.evals.gate import Miss, misses, read_gate
+from halfbyte.evals.gate import Gate, Miss, misses, read_gate
 from halfbyte.evals.reference import Baseline, Reference
 from halfbyte.evals.texts import Protocol, Reading, Text, Window, cut, read_text
 from halfbyte.families import spec_of
@@ -233,7 +233,7 @@ def measured(*, loss: float, kl: float, same: float) -> Fidelity:
     return summarize("books", np.array([[loss, 1.0, kl, same]] * 2))
 
 
-def gate_of(tmp_path: Path, content: str) -> dict[str, float]:
+def gate_of(tmp_path: Path, content: str) -> Gate:
     path = tmp_path / "gate.toml"
     path.write_text(content, encoding="utf-8")
     return read_gate(path)
@@ -249,7 +249,7 @@ def test_a_gate_is_kept_and_missed(tmp_path: Path) -> None:
         ("perplexity_increase", pytest.approx(exp(0.2) - 1), 0.05),
     ]
     assert misses(gate, [measured(loss=1.0, kl=nan, same=1.0)])[0].number == "kl_mean"
-    assert misses({"max_perplexity": 2.0}, [bad])[0] == Miss(
+    assert misses(Gate(every={"max_perplexity": 2.0}), [bad])[0] == Miss(
         text="books", number="perplexity", measured=bad.perplexity, threshold=2.0
     )
 
@@ -259,4 +259,4 @@ def test_a_gate_that_cannot_be_applied(tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError):
             gate_of(tmp_path, content)
     with pytest.raises(InvalidInputError, match="reference"):
-        misses({"max_kl_mean": 1.0}, [summarize("alone", np.ones((2, 1)))])
+        misses(Gate(every={"max_kl_mean": 1.0}), [summarize("alone", np.ones((2, 1)))])

@@ -13,7 +13,7 @@ from sabotage import FAULTS, TEXT_FAULTS, Fault, measured, planted, sound, store
 from torch import Tensor
 
 from halfbyte.errors import IntegrityError
-from halfbyte.evals.diagnose import differences, likely_causes
+from halfbyte.evals.diagnose import diagnose, differences
 from halfbyte.evals.differences import spec_differences
 from halfbyte.evals.gate import default_gate, misses
 from halfbyte.evals.positions import profile
@@ -32,7 +32,7 @@ def test_a_fault_misses_the_gate_and_is_named(fault: Fault) -> None:
     source = planted(fault)
     found = measured(source, fault.model, fault.ops(), 1)
     assert misses(default_gate(source.spec, source.schemes), [found])
-    assert fault.says in likely_causes(source, sound(fault.model), [found])[0]
+    assert fault.says in diagnose(source, sound(fault.model), [found]).causes[0]
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_a_model_too_small_for_four_bits_blames_the_rounding() -> None:
     source = stored("llama", "q4_0")
     found = measured(source, "llama", ReferenceOps(exact_rows=False), 1)
     assert misses(default_gate(source.spec, source.schemes), [found])
-    [cause] = likely_causes(source, sound("llama"), [found])
-    assert "the rounding of q4_0" in cause
+    found = diagnose(source, sound("llama"), [found])
+    assert not found.at_fault and "the rounding of q4_0" in found.causes[0]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_below_the_noise_of_four_bits_is_told_all_the_same(fault: Fault) -> None:
     if fault.ops is not Fault.ops:
         pytest.skip("nothing but the numbers can tell")
-    assert fault.says in likely_causes(planted(fault, "q4_0"), sound(fault.model), [])[0]
+    assert fault.says in diagnose(planted(fault, "q4_0"), sound(fault.model), []).causes[0]
 
 
 @pytest.mark.parametrize("fault", TEXT_FAULTS, ids=lambda fault: fault.name)

@@ -1,9 +1,9 @@
-"""`halfbyte eval`: perplexity of a model on texts, and KL and top-1 against a reference."""
+"""`halfbyte eval`: a model on texts and tasks, alone or beside a reference, through a gate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,49 +11,35 @@ import click
 
 from halfbyte.cli import flags
 from halfbyte.cli.console import document, note, progress
-from halfbyte.cli.values import named_files
+from halfbyte.cli.values import length, named_files
 from halfbyte.errors import GateMissedError, InvalidInputError
 
 if TYPE_CHECKING:
     from halfbyte.evals.fidelity import Fidelity
-    from halfbyte.evals.gate import Miss
-    from halfbyte.evals.texts import Reading
-    from halfbyte.workflows import Trial
+    from halfbyte.evals.gate import Gate
+    from halfbyte.evals.tasks.outcome import TaskResult
+    from halfbyte.evals.tasks.settings import Settings
+    from halfbyte.workflows import Asked, Measured, Trial, Verdict
 
 DEFAULT = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a gate says of a model; without a gate, what differs from the reference."""
-
-    failed: bool
-    missed: Sequence[Miss]
-    differing: Sequence[str]
-    causes: Sequence[str]
 
 
 @click.command("eval")
 @flags.MODEL
 @click.option("--against", help="The reference: usually the model before it was quantized.")
 @click.option("--lora", metavar="PATH[@SCALE]", help="Measure MODEL with this LoRA adapter.")
+@flags.READING
 @click.option(
-    "--text",
-    "texts",
+    "--task",
+    "tasks",
     multiple=True,
-    metavar="[NAME=]FILE",
-    help="A UTF-8 text, or a .jsonl of conversations whose answers are scored; may be repeated. "
-    "By default our own short ones.",
+    metavar="KIND[=FILE]",
+    help="choices, gsm8k, humaneval, needle, answers or tools, on items of FILE; may be repeated.",
 )
-@click.option(
-    "--protocol",
-    type=click.Choice(["llama.cpp", "full"]),
-    default="llama.cpp",
-    show_default=True,
-    help="llama.cpp: the second half of each window is scored. full: every token.",
-)
-@click.option("--window", type=click.IntRange(min=4), default=512, show_default=True)
-@click.option("--max-windows", type=click.IntRange(min=1), help="Stop after so many windows.")
+@click.option("--limit", type=click.IntRange(min=1), help="The first so many items of a task.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, help="Of a task's answer.")
+@click.option("--longest", type=length, default="4k", help="Tokens of the needle's haystack.")
+@click.option("--allow-code", is_flag=True, help="Run the programs that a model writes.")
 @click.option(
     "--gate",
     "gate_name",
@@ -73,6 +59,11 @@ def command(
     protocol: Any,
     window: int,
     max_windows: int | None,
+    tasks: tuple[str, ...],
+    limit: int | None,
+    max_tokens: int,
+    longest: int,
+    allow_code: bool,
     gate_name: str | None,
     recipe: str | None,
     method: Any,
@@ -82,28 +73,57 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL on texts, alone or --against a reference."""
-    from halfbyte import workflows
+    """Measure MODEL on texts and tasks, alone or --against a reference.
+
+    With a gate the result is kept in the manifest of MODEL, if it has one.
+    """
+    from halfbyte.evals.tasks.settings import Settings
     from halfbyte.evals.texts import Reading
     from halfbyte.specs import LoadOptions
+    from halfbyte.workflows import Trial
 
+    settings = Settings(limit=limit, max_tokens=max_tokens, longest=longest, allow_code=allow_code)
+    asked = _asked(tasks, settings)
     options = LoadOptions(
         recipe=recipe, method=method, device=device, dtype=dtype, kv=kv, threads=threads
     )
-    trial = workflows.Trial(model, against=against, options=options, lora=lora)
+    trial = Trial(model, against=against, options=options, lora=lora)
     gate = _gate(gate_name, trial)
     reading = Reading(protocol=protocol, window=window, max_windows=max_windows)
+    named = named_files(texts) or ({} if tasks else trial.own_texts)
     with progress("measuring") as report:
-        measured = trial.measure(named_files(texts) or trial.own_texts, reading, report)
-    verdict = _verdict(gate, measured, trial, strict=gate_name == DEFAULT)
+        measured = trial.measure(named, reading, asked, report)
+    verdict = None
+    if gate is not None and gate_name is not None:
+        verdict = trial.judge(gate, measured, strict=gate_name == DEFAULT)
+        trial.keep(measured, Path(gate_name).name, verdict)
     if as_json:
-        document("eval", _fields(measured, reading, None if gate is None else verdict))
+        document("eval", _fields(measured, verdict))
     else:
         _table(measured)
-    _judge(verdict)
+    if verdict is not None:
+        judge(verdict)
+    for difference in trial.differences():
+        note(f"differs: {difference}")
 
 
-def _gate(name: str | None, trial: Trial) -> dict[str, float] | None:
+def _asked(tasks: Sequence[str], settings: Settings) -> list[Asked]:
+    """The tasks, each named after its file, or its kind where it has none."""
+    from halfbyte.evals.tasks import read_task
+    from halfbyte.workflows import Asked
+
+    found: dict[str, Asked] = {}
+    for task in tasks:
+        kind, _, file = task.partition("=")
+        path = Path(file) if file else None
+        name = kind if path is None else path.name.partition(".")[0]
+        if name in found:
+            raise InvalidInputError(f"two tasks are named '{name}'", where="--task")
+        found[name] = Asked(name=name, kind=kind, task=read_task(kind, path, settings))
+    return [*found.values()]
+
+
+def _gate(name: str | None, trial: Trial) -> Gate | None:
     from halfbyte.evals.gate import read_gate
 
     if name is None:
@@ -112,54 +132,38 @@ def _gate(name: str | None, trial: Trial) -> dict[str, float] | None:
         return read_gate(Path(name))
     if trial.base is None:
         raise InvalidInputError("the default gate needs a reference", hint="use --against")
-    return trial.gate()
+    return trial.default_gate()
 
 
-def _verdict(
-    gate: Mapping[str, float] | None,
-    measured: Sequence[Fidelity],
-    trial: Trial,
-    *,
-    strict: bool,
-) -> Verdict:
-    """`strict`: a model that describes itself otherwise than its reference misses, too."""
-    from halfbyte.evals.gate import misses
-
-    missed = [] if gate is None else misses(gate, measured)
-    differing = trial.differences()
-    failed = bool(missed or (strict and differing))
-    causes = trial.likely_causes(measured) if failed else []
-    return Verdict(failed, missed, differing, causes)
+def _fields(measured: Measured, verdict: Verdict | None) -> dict[str, Any]:
+    return {
+        **asdict(measured.reading),
+        "ops": measured.ops,
+        "texts": [*map(asdict, measured.texts)],
+        "tasks": [*map(asdict, measured.tasks)],
+        "gate": None if verdict is None else asdict(verdict),
+    }
 
 
-def _fields(
-    measured: Sequence[Fidelity], reading: Reading, verdict: Verdict | None
-) -> dict[str, Any]:
-    gate = None
-    if verdict is not None:
-        misses = [*map(asdict, verdict.missed)]
-        gate = {"passed": not verdict.failed, "misses": misses, "causes": verdict.causes}
-    texts = [asdict(text) for text in measured]
-    return {**asdict(reading), "texts": texts, "gate": gate}
-
-
-def _table(measured: Sequence[Fidelity]) -> None:
-    for text in measured:
+def _table(measured: Measured) -> None:
+    for text in measured.texts:
         click.echo(f"{text.name}: {text.tokens} tokens scored")
-        for label, value in _rows(text):
+        for label, value in _of_text(text):
+            click.echo(f"  {label:16} {value}")
+    for task in measured.tasks:
+        click.echo(f"{task.name}: {task.kind}, {task.items} items")
+        for label, value in _of_task(task):
             click.echo(f"  {label:16} {value}")
 
 
-def _rows(text: Fidelity) -> Iterator[tuple[str, str]]:
+def _of_text(text: Fidelity) -> Iterator[tuple[str, str]]:
     yield "perplexity", f"{text.perplexity:.4f} +- {text.perplexity_error:.4f}"
     kl, change = text.kl, text.right_token
     if kl is None or change is None:
         return
     rise = (text.perplexity_ratio or 0.0) - 1
-    yield (
-        "of reference",
-        f"{text.reference_perplexity:.4f} ({rise:+.2%} +- {text.perplexity_ratio_error:.2%})",
-    )
+    error = text.perplexity_ratio_error
+    yield "of reference", f"{text.reference_perplexity:.4f} ({rise:+.2%} +- {error:.2%})"
     yield "KL mean", f"{kl.mean:.6f} +- {kl.mean_error:.6f}"
     yield "KL median, p99", f"{kl.median:.6f}, {kl.p99:.6f}"
     yield "KL p99.9, max", f"{kl.p999:.6f}, {kl.max:.6f}"
@@ -170,16 +174,28 @@ def _rows(text: Fidelity) -> Iterator[tuple[str, str]]:
         yield "KL by position", f"{first:.6f} to {last:.6f}"
 
 
-def _judge(verdict: Verdict) -> None:
-    for miss in verdict.missed:
-        note(f"missed: {miss.number} on {miss.text} is {miss.measured:.6g}, not {miss.threshold:g}")
+def _of_task(task: TaskResult) -> Iterator[tuple[str, str]]:
+    before = f", reference {task.reference_score:.2%}" if task.reference_score is not None else ""
+    yield "score", f"{task.score:.2%}{before}"
+    if task.flips is not None:
+        both = f"{task.flips.to_wrong} to wrong, {task.flips.to_right} to right"
+        yield "flips", f"{task.flips.rate:.2%}: {both} (p = {task.flips.p_value:.2g})"
+    theirs = task.reference_numbers or {}
+    for name, value in task.numbers.items():
+        yield name, f"{value:.4g}" + (f", reference {theirs[name]:.4g}" if name in theirs else "")
+
+
+def judge(verdict: Verdict) -> None:
+    """Tells of a gate that was missed, and raises."""
+    for miss in verdict.misses:
+        note(f"missed: {miss.sentence}")
     for cause in verdict.causes:
         note(f"likely cause: {cause}")
-    if verdict.failed:
+    for remedy in verdict.remedies:
+        note(f"what would help: {remedy}")
+    if not verdict.passed:
         raise GateMissedError(
-            f"{len(verdict.missed)} of the gate's numbers missed, "
+            f"{len(verdict.misses)} of the gate's numbers missed, "
             f"{len(verdict.differing)} differences from the reference",
             hint="docs/troubleshooting.md goes from causes to cures",
         )
-    for difference in verdict.differing:
-        note(f"differs: {difference}")

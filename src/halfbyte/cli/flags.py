@@ -71,6 +71,26 @@ CACHE = _all(
     ),
 )
 
+READING = _all(
+    click.option(
+        "--text",
+        "texts",
+        multiple=True,
+        metavar="[NAME=]FILE",
+        help="A UTF-8 text, or a .jsonl of conversations whose answers count; may be repeated. "
+        "Without any, short ones of our own.",
+    ),
+    click.option(
+        "--protocol",
+        type=click.Choice(["llama.cpp", "full"]),
+        default="llama.cpp",
+        show_default=True,
+        help="llama.cpp: the second half of each window is scored. full: every token.",
+    ),
+    click.option("--window", type=click.IntRange(min=4), default=512, show_default=True),
+    click.option("--max-windows", type=click.IntRange(min=1), help="Stop after so many windows."),
+)
+
 SAMPLING = _all(
     click.option("--max-tokens", type=click.IntRange(min=1), help="Stop after so many tokens."),
     click.option("--temperature", type=float, help="0 is greedy."),

@@ -121,6 +121,7 @@ def command(
     for name, adapter in llm.adapters.items():
         if adapter.unused:
             note(f"{name}: {len(adapter.unused)} updates of parts that do not run are left aside")
+    _warn_if_ungated(model)
     if think is not None and not raw and not llm.chat.can_think:
         note("this model's template has no switch for thinking: --think and --no-think do nothing")
     if prompt is None:
@@ -129,6 +130,17 @@ def command(
         converse(llm, manner, stats=stats)
     else:
         _answer(llm, prompt, manner, stats=stats, as_json=as_json)
+
+
+def _warn_if_ungated(model: str) -> None:
+    """Says so when MODEL is an artefact of ours that has not passed a gate."""
+    from halfbyte.formats.manifest import ungated
+    from halfbyte.formats.reference import DEMO, demo_path
+
+    path = demo_path() if model == DEMO else Path(model).expanduser()
+    told = ungated(path) if path.exists() else None
+    if told is not None:
+        note(f"{path.name}: {told}")
 
 
 def _at_terminal() -> bool:

@@ -8,6 +8,7 @@ which the KL divergence arises say where in it to look.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from halfbyte.evals.differences import spec_differences, text_differences
 from halfbyte.evals.fidelity import Fidelity
@@ -26,12 +27,20 @@ def differences(model: Source, reference: Source) -> list[str]:
     return [*found, *text_differences(model.assets, reference.assets)]
 
 
-def likely_causes(model: Source, reference: Source, measured: Sequence[Fidelity]) -> list[str]:
-    """Why a model missed its gate against a reference, never empty."""
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Likely causes, likeliest first, never empty; `at_fault`: something is wrong, and named."""
+
+    causes: Sequence[str]
+    at_fault: bool
+
+
+def diagnose(model: Source, reference: Source, measured: Sequence[Fidelity]) -> Diagnosis:
+    """Why a model missed its gate against a reference."""
     facts = [*differences(model, reference), *weight_faults(model, reference)]
     profiles = [text.kl_by_position for text in measured if text.kl_by_position is not None]
     hints = list(_hints(profiles[0])) if profiles else []
-    return [*facts, *hints] if facts else [*hints, _remainder(model)]
+    return Diagnosis([*facts, *hints] if facts else [*hints, _remainder(model)], bool(facts))
 
 
 def _hints(found: Profile) -> Iterator[str]:
@@ -51,12 +60,12 @@ def _hints(found: Profile) -> Iterator[str]:
 
 def _remainder(model: Source) -> str:
     quantized = {scheme.name for scheme in model.schemes.values() if scheme.block > 1}
-    again = (
-        "measure again with --dtype f32 --kv f32: if the numbers mend, the computation is at fault"
-    )
     if quantized:
+        names = ", ".join(sorted(quantized))
         return (
-            "descriptions, texts and weights agree up to rounding: it is the rounding of "
-            f"{', '.join(sorted(quantized))} (a larger recipe, or --method search), or {again}"
+            f"descriptions, texts and weights agree up to rounding: it is the rounding of {names}"
         )
-    return f"descriptions, texts and weights agree, so the computation differs; {again}"
+    return (
+        "descriptions, texts and weights agree, so the computation differs; measure again with "
+        "--dtype f32 --kv f32: if the numbers mend, it is at fault"
+    )

@@ -1,27 +1,39 @@
-"""A gate: thresholds on measured fidelity, from a TOML file or our own, and what misses them.
+"""A gate: thresholds on what was measured, from a TOML file or our own, and what misses them.
 
-    max_kl_mean = 0.02
+    max_kl_mean = 0.02              # of every text
     min_same_top1 = 0.92
-    max_perplexity_increase = 0.03   # a fraction: 3 %
+    max_perplexity_increase = 0.03  # a fraction: 3 %
 
-Our own (`default_gate`) follow from how most weights are stored, since what is a disaster in f32 is
-the rounding of q4_0. Every threshold holds for every text. A number that is not a number misses.
-Nothing is raised for a miss: what to do about one is decided upstairs.
+    [text.chinese]                  # of this text, in place of those
+    max_kl_mean = 0.03
+
+    [task.arc_easy]
+    max_flip_rate = 0.05
+    max_score_drop = 0.02
+
+Our own (`default_gate`) follow from how the weights are stored, since what is a disaster in f32 is
+the rounding of q4_0. A number that is not a number misses. Nothing is raised for a miss: what to
+do about one is decided upstairs.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.evals.fidelity import Fidelity
+from halfbyte.evals.tasks.outcome import TaskResult
 from halfbyte.specs import ModelSpec, Scheme
 
-THRESHOLDS = (
+Thresholds = Mapping[str, float]
+
+# What a text may be held to; a task has numbers of its own besides these two kinds of threshold.
+TEXT_THRESHOLDS = (
     "max_perplexity",
     "max_perplexity_increase",
     "max_kl_mean",
@@ -31,88 +43,169 @@ THRESHOLDS = (
     "max_kl_p999",
     "max_kl_max",
     "min_same_top1",
+    "max_right_token_drop",
+    "max_right_token_rms",
 )
+LIMITS = ("max_", "min_")
 
-# Least bits per weight, then max_kl_mean, min_same_top1, max_perplexity_increase. Those of 16, 8
-# and 4 bits are two to three times what a sound small model measures with rounded activations and
-# keys; the others follow the square of the rounding error between them.
+# Least bits per weight of the layers, and of the head; then max_kl_mean, min_same_top1,
+# max_perplexity_increase. Those of 16, 8 and 4 bits are two to three times what a sound small
+# model measures with rounded activations and keys; the others follow the square of the rounding
+# error between them.
 DEFAULTS = (
-    (16.0, 0.001, 0.97, 0.005),
-    (8.0, 0.0015, 0.95, 0.01),
-    (6.5, 0.006, 0.90, 0.02),
-    (5.0, 0.02, 0.85, 0.04),
-    (4.0, 0.09, 0.72, 0.10),
-    (0.0, 0.4, 0.5, 0.5),
+    (16.0, 0.0, 0.001, 0.97, 0.005),
+    (8.0, 0.0, 0.0015, 0.95, 0.01),
+    (6.5, 0.0, 0.006, 0.90, 0.02),
+    (5.0, 0.0, 0.02, 0.85, 0.04),
+    (4.5, 6.0, 0.07, 0.75, 0.09),
+    (4.5, 0.0, 0.12, 0.70, 0.12),
+    (4.0, 6.0, 0.10, 0.72, 0.12),
+    (4.0, 0.0, 0.18, 0.65, 0.20),
+    (0.0, 0.0, 0.4, 0.5, 0.5),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Thresholds of every text, and of single texts and tasks by name."""
+
+    every: Thresholds = field(default_factory=dict[str, float])
+    texts: Mapping[str, Thresholds] = field(default_factory=dict[str, Thresholds])
+    tasks: Mapping[str, Thresholds] = field(default_factory=dict[str, Thresholds])
+
+    def of_text(self, name: str) -> dict[str, float]:
+        """The thresholds of a text."""
+        return {**self.every, **self.texts.get(name, {})}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Miss:
-    """`number` of `text` was `measured`, beyond its threshold."""
+    """`number` of a text or task was `measured`, beyond its threshold."""
 
     text: str
     number: str
     measured: float
     threshold: float
 
+    @property
+    def sentence(self) -> str:
+        """Which number where, and by how much."""
+        beyond = abs(self.measured - self.threshold)
+        return (
+            f"{self.number} on {self.text} is {self.measured:.4g}, "
+            f"{beyond:.2g} beyond {self.threshold:g}"
+        )
 
-def read_gate(path: Path) -> dict[str, float]:
-    """The thresholds of a gate file, by name."""
+
+def read_gate(path: Path) -> Gate:
+    """The gate of a file; `InvalidInputError` says what in it is none."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidInputError(f"not a gate file: {error}", where=path) from error
-    for name, value in document.items():
-        if name not in THRESHOLDS or isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidInputError(
-                f"'{name} = {value}' is no threshold",
-                where=path,
-                hint=f"a number for one of {', '.join(THRESHOLDS)}",
-            )
-    if not document:
+    every = {name: value for name, value in document.items() if name not in ("text", "task")}
+    gate = Gate(
+        every=_thresholds(every, path, TEXT_THRESHOLDS),
+        texts=_tables(document.get("text", {}), path, TEXT_THRESHOLDS),
+        tasks=_tables(document.get("task", {}), path, None),
+    )
+    if not gate.every and not gate.texts and not gate.tasks:
         raise InvalidInputError("has no thresholds, so nothing could miss it", where=path)
-    return {name: float(value) for name, value in document.items()}
+    return gate
 
 
-def default_gate(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> dict[str, float]:
-    """Thresholds for a model stored like this: those of the scheme that most weights have."""
+def _tables(value: Any, path: Path, known: Sequence[str] | None) -> dict[str, Thresholds]:
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise InvalidInputError("text and task are tables: [text.NAME], [task.NAME]", where=path)
+    tables = cast("dict[str, dict[str, Any]]", value)
+    return {name: _thresholds(table, path, known) for name, table in tables.items()}
+
+
+def _thresholds(
+    table: Mapping[str, Any], path: Path, known: Sequence[str] | None
+) -> dict[str, float]:
+    for name, value in table.items():
+        is_known = name.startswith(LIMITS) if known is None else name in known
+        if not is_known or isinstance(value, bool) or not isinstance(value, int | float):
+            names = "max_... or min_..." if known is None else ", ".join(known)
+            raise InvalidInputError(
+                f"'{name} = {value}' is no threshold", where=path, hint=f"a number for {names}"
+            )
+    return {name: float(value) for name, value in table.items()}
+
+
+def default_gate(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> Gate:
+    """Thresholds for a model stored like this: by the scheme that most weights of its layers have,
+    and by that of its head."""
     weights: Counter[Scheme] = Counter()
     for tensor in spec.tensors():
-        weights[schemes[tensor.name]] += tensor.count
+        if tensor.name.startswith("layers."):
+            weights[schemes[tensor.name]] += tensor.count
     bits = weights.most_common(1)[0][0].bits
-    _, kl, top1, rise = next(row for row in DEFAULTS if bits >= row[0])
-    return {"max_kl_mean": kl, "min_same_top1": top1, "max_perplexity_increase": rise}
+    head = schemes[spec.head_name].bits
+    row = next(row for row in DEFAULTS if bits >= row[0] and head >= row[1])
+    names = ("max_kl_mean", "min_same_top1", "max_perplexity_increase")
+    return Gate(every=dict(zip(names, row[2:], strict=True)))
 
 
-def misses(gate: Mapping[str, float], texts: Iterable[Fidelity]) -> list[Miss]:
-    """What misses the gate, in the order of the texts and of the thresholds.
+def misses(gate: Gate, texts: Sequence[Fidelity], tasks: Sequence[TaskResult] = ()) -> list[Miss]:
+    """What misses the gate, in the order of the texts, the tasks and the thresholds.
 
-    Raises `InvalidInputError` for a threshold on what only a reference can tell, without one.
+    Raises `InvalidInputError` for a threshold on what was not measured, or can only be measured
+    beside a reference.
     """
+    _check_names(gate.texts, [text.name for text in texts], "text")
+    _check_names(gate.tasks, [task.name for task in tasks], "task")
     found: list[Miss] = []
     for text in texts:
-        numbers = _numbers(text)
-        for name, threshold in gate.items():
-            number = name[4:]
-            if number not in numbers:
-                raise InvalidInputError(
-                    f"the gate asks for {name}, which needs a reference", hint="use --against"
-                )
-            measured = numbers[number]
-            kept = measured <= threshold if name.startswith("max_") else measured >= threshold
-            if not kept:
-                found.append(
-                    Miss(text=text.name, number=number, measured=measured, threshold=threshold)
-                )
+        found += _missed(text.name, gate.of_text(text.name), _of_text(text))
+    for task in tasks:
+        found += _missed(task.name, gate.tasks.get(task.name, {}), _of_task(task))
     return found
 
 
-def _numbers(text: Fidelity) -> dict[str, float]:
+def _check_names(wanted: Mapping[str, Thresholds], measured: Sequence[str], kind: str) -> None:
+    for name in wanted:
+        if name not in measured:
+            raise InvalidInputError(
+                f"the gate asks for the {kind} '{name}', which was not measured",
+                hint=f"--{kind} ..., or without [{kind}.{name}] in the gate",
+            )
+
+
+def _missed(name: str, thresholds: Thresholds, numbers: Mapping[str, float]) -> Iterator[Miss]:
+    for limit, threshold in thresholds.items():
+        number = limit[4:]
+        if number not in numbers:
+            raise InvalidInputError(
+                f"the gate asks for {limit} of {name}, which was not measured",
+                hint=f"--against a reference; measured were {', '.join(numbers)}",
+            )
+        measured = numbers[number]
+        kept = measured <= threshold if limit.startswith("max_") else measured >= threshold
+        if not kept:
+            yield Miss(text=name, number=number, measured=measured, threshold=threshold)
+
+
+def _of_text(text: Fidelity) -> dict[str, float]:
     numbers = {"perplexity": text.perplexity}
-    if text.reference_perplexity is not None:
-        numbers["perplexity_increase"] = text.perplexity / text.reference_perplexity - 1
-    if text.kl is not None:
-        numbers |= {f"kl_{name}": value for name, value in asdict(text.kl).items()}
-    if text.same_top1 is not None:
-        numbers["same_top1"] = text.same_top1
-    return numbers
+    if text.kl is None or text.right_token is None:
+        return numbers
+    return numbers | {
+        "perplexity_increase": (text.perplexity_ratio or 0.0) - 1,
+        "same_top1": text.same_top1 or 0.0,
+        "right_token_drop": -text.right_token.mean,
+        "right_token_rms": text.right_token.rms,
+        **{f"kl_{name}": value for name, value in asdict(text.kl).items()},
+    }
+
+
+def _of_task(task: TaskResult) -> dict[str, float]:
+    numbers = {"score": task.score, **task.numbers}
+    if task.flips is None or task.reference_score is None:
+        return numbers
+    return numbers | {
+        "score_drop": task.reference_score - task.score,
+        "flip_rate": task.flips.rate,
+        "changed_answers": task.flips.changed_answers,
+    }

@@ -86,7 +86,7 @@ class Reference:
     ) -> list[Baseline]:
         """What it makes of each text; the model is in memory only while states are made."""
         spec = self._source.spec
-        head = self._source.tensor("embed.weight" if spec.tied_head else "head.weight")
+        head = self._source.tensor(spec.head_name)
         device = self._ops.device
         try:
             return [

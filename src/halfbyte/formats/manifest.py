@@ -25,6 +25,8 @@ from halfbyte.formats.safetensors import SafetensorsFile
 SCHEMA = "halfbyte.manifest/1"
 NAME = "manifest.json"
 CONFIG = "config.json"
+MEASUREMENTS = "measurements"
+EXPORT = "export"  # the method that changes nothing
 CHUNK = 1 << 22
 SMALL = 1 << 27
 HEADERS = {".gguf": GGUFFile, ".safetensors": SafetensorsFile}
@@ -54,10 +56,36 @@ def write_manifest(
         "files": hashed.listed(files),
     }
     path = _place(artefact)
-    data = (json.dumps(document, indent=2) + "\n").encode()
-    with atomic_file(path, size=len(data)) as out:
-        out.write(data)
+    _write(path, document)
     return path
+
+
+def described(artefact: Path) -> dict[str, Any]:
+    """What the manifest of an artefact says; nothing where there is none."""
+    place = _place(artefact)
+    return read_json(place) if place.exists() else {}
+
+
+def record(artefact: Path, measurements: Mapping[str, Any]) -> None:
+    """Keep what was measured of an artefact in its manifest, in place of what was there before."""
+    _write(_place(artefact), {**described(artefact), MEASUREMENTS: measurements})
+
+
+def ungated(artefact: Path) -> str | None:
+    """Why nobody should rely on an artefact yet, in a line; None for what is not ours to say.
+
+    That is: a file without a manifest, one that holds its source as it was, and one that passed.
+    """
+    facts = described(artefact)
+    if not facts or facts.get("method") == EXPORT:
+        return None
+    measurements = facts.get(MEASUREMENTS)
+    gate = measurements.get("gate") if isinstance(measurements, dict) else None
+    if not isinstance(gate, dict):
+        return (
+            "never measured against its original: halfbyte eval --against ORIGINAL --gate default"
+        )
+    return None if gate.get("passed") is True else "it missed its gate, as its manifest says"
 
 
 def identity(source: Path) -> dict[str, Any]:
@@ -111,10 +139,27 @@ def verify(artefact: Path, progress: Progress | None = None) -> int:
     return len(listed)
 
 
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    data = (json.dumps(document, indent=2) + "\n").encode()
+    with atomic_file(path, size=len(data)) as out:
+        out.write(data)
+
+
 def _place(artefact: Path) -> Path:
+    """Where the manifest of a directory or of a file is; a file's may be its directory's."""
     if artefact.is_dir():
         return artefact / NAME
-    return artefact.with_name(f"{artefact.name}.{NAME}")
+    own, shared = artefact.with_name(f"{artefact.name}.{NAME}"), artefact.parent / NAME
+    return own if own.exists() or not _lists(shared, artefact.name) else shared
+
+
+def _lists(place: Path, name: str) -> bool:
+    """Whether there is a manifest of ours that has a file of this name."""
+    try:
+        document = read_json(place)
+    except IntegrityError:
+        return False
+    return document.get("schema") == SCHEMA and name in document.get("files", {})
 
 
 def _files(artefact: Path) -> list[Path]:

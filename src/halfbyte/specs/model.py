@@ -203,6 +203,11 @@ class ModelSpec:
             yield "head.weight", (self.vocab, self.hidden)
 
     @property
+    def head_name(self) -> str:
+        """The tensor that makes logits of final states."""
+        return "embed.weight" if self.tied_head else "head.weight"
+
+    @property
     def parameters(self) -> int:
         """Stored numbers; a tied head counts once, layer scalars count."""
         return sum(tensor.count for tensor in self.tensors())

@@ -1,28 +1,36 @@
 """Measuring a model on texts and tasks, alone or against the reference it was made from.
 
-The reference runs first, and its final states are kept (`evals/reference.py`); then the model
-runs. So memory holds one of them at a time, and a second measurement does not run the reference.
+The reference goes first: its final states are kept (`evals/reference.py`), its answers remembered,
+and it is out of memory when the model runs. A second measurement does not read the texts with it
+again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.evals import diagnose
 from halfbyte.evals.chats import read_chats
+from halfbyte.evals.diagnose import diagnose, differences
 from halfbyte.evals.fidelity import Fidelity, measure
-from halfbyte.evals.gate import default_gate
+from halfbyte.evals.gate import Gate, Miss, default_gate, misses
 from halfbyte.evals.reference import Baseline, Reference
+from halfbyte.evals.remedies import Making, remedies
+from halfbyte.evals.tasks import Task
+from halfbyte.evals.tasks.outcome import Outcome, TaskResult, summarize
+from halfbyte.evals.tasks.subject import Subject
 from halfbyte.evals.texts import OWN_TEXTS, Reading, Window, cut, read_text
 from halfbyte.formats.checkpoint import Source, read
 from halfbyte.formats.lora import open_adapter
-from halfbyte.formats.manifest import check_sizes, weights_hash
+from halfbyte.formats.manifest import check_sizes, described, identity, record, weights_hash
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
 from halfbyte.kernels.choice import choose, oracle
+from halfbyte.kernels.contract import OpSet
 from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import load
 from halfbyte.quantizer.opening import open_source
@@ -33,11 +41,42 @@ from halfbyte.text.tokenizer import Tokenizer
 CHATS = ".jsonl"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A task by the name it is reported under; `kind` says what it is."""
+
+    name: str
+    kind: str
+    task: Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was found on texts, read like this, and on tasks, in the op set of that name."""
+
+    ops: str
+    reading: Reading
+    texts: Sequence[Fidelity]
+    tasks: Sequence[TaskResult] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a gate says: what missed it, what differs from the reference and fails a strict gate,
+    and then the likely causes and what would help."""
+
+    passed: bool
+    misses: Sequence[Miss]
+    differing: Sequence[str]
+    causes: Sequence[str] = field(default_factory=list[str])
+    remedies: Sequence[str] = field(default_factory=list[str])
+
+
 class Trial:
     """A model opened to be measured, beside its reference if `against` names one.
 
-    The reference is read as it is stored, and computes in f32; its tokenizer and template serve
-    both. `lora`: the model with that adapter. Opening reads headers only.
+    The reference is read as it is stored, and on texts computes in f32; its tokenizer and template
+    serve both. `lora`: the model with that adapter. Opening reads headers only.
     """
 
     def __init__(
@@ -49,6 +88,7 @@ class Trial:
         lora: str | None = None,
     ) -> None:
         self._options = options or LoadOptions()
+        self._place = locate(model)
         self.source = open_source(model, recipe=self._options.recipe, method=self._options.method)
         self._against = None if against is None else locate(against)
         self.base = None if self._against is None else _opened(self._against)
@@ -65,40 +105,79 @@ class Trial:
         return {n: path for n, path in OWN_TEXTS.items() if chats or path.suffix != CHATS}
 
     def measure(
-        self, texts: Mapping[str, Path], reading: Reading, progress: Progress | None = None
-    ) -> list[Fidelity]:
-        """The fidelity on texts by name; a .jsonl file holds conversations, whose answers count.
+        self,
+        texts: Mapping[str, Path],
+        reading: Reading,
+        tasks: Sequence[Asked] = (),
+        progress: Progress | None = None,
+    ) -> Measured:
+        """Measure on texts by name, and on tasks; of a .jsonl file the answers count.
 
         Raises `InvalidInputError` where the texts or the two models do not fit.
         """
         windows = [self._windows(path, reading) for path in texts.values()]
         baselines = self._baselines(windows, progress)
-        decoder = self._decoder
-        return [
+        theirs = self._reference_outcomes(tasks)
+        found = [
             measure(
-                decoder,
-                cut_,
+                self._decoder,
+                text,
                 name=name,
                 reference=baseline,
                 kv=self._options.kv,
                 progress=progress,
             )
-            for name, cut_, baseline in zip(texts, windows, baselines, strict=True)
+            for name, text, baseline in zip(texts, windows, baselines, strict=True)
         ]
+        done = _outcomes(self._subject(self._decoder), tasks, theirs) if tasks else []
+        results = [
+            summarize(asked.name, asked.kind, ours, their)
+            for asked, ours, their in zip(tasks, done, theirs, strict=True)
+        ]
+        return Measured(ops=self._decoder.ops.name, reading=reading, texts=found, tasks=results)
 
-    def gate(self) -> dict[str, float]:
+    def default_gate(self) -> Gate:
         """Thresholds for how the model is stored."""
         return default_gate(self.source.spec, self.source.schemes)
 
     def differences(self) -> list[str]:
         """What the two say of themselves that should be the same."""
-        return [] if self.base is None else diagnose.differences(self.source, self.base)
+        return [] if self.base is None else differences(self.source, self.base)
 
-    def likely_causes(self, measured: Sequence[Fidelity]) -> list[str]:
-        """Why the model missed its gate, likeliest first; the weights are read again."""
-        if self.base is None:
-            return []
-        return diagnose.likely_causes(self.source, self.base, measured)
+    def judge(self, gate: Gate, measured: Measured, *, strict: bool) -> Verdict:
+        """Hold what was measured to a gate. `strict`: a model that describes itself otherwise than
+        its reference misses, too. After a miss the weights are read again, for its causes."""
+        missed = misses(gate, measured.texts, measured.tasks)
+        differing = self.differences()
+        if not missed and not (strict and differing):
+            return Verdict(passed=True, misses=[], differing=differing)
+        causes: Sequence[str] = []
+        at_fault = False
+        if self.base is not None:
+            diagnosis = diagnose(self.source, self.base, measured.texts)
+            causes, at_fault = diagnosis.causes, diagnosis.at_fault
+        return Verdict(
+            passed=False,
+            misses=missed,
+            differing=differing,
+            causes=causes,
+            remedies=[] if at_fault else remedies(self._making(), missed),
+        )
+
+    def keep(self, measured: Measured, gate: str, verdict: Verdict) -> bool:
+        """Write it all into the manifest of the model; False if there is none, or no right to.
+
+        A model that is quantized on the way has none, and one with an adapter is another.
+        """
+        if not described(self._place) or self._options.recipe or self._adapters:
+            return False
+        judged = {"name": gate, "passed": verdict.passed, "misses": [*map(asdict, verdict.misses)]}
+        against = None if self._against is None else identity(self._against)["name"]
+        facts = {**asdict(measured), "kv": self._options.kv, "against": against, "gate": judged}
+        with suppress(InvalidInputError):
+            record(self._place, facts)
+            return True
+        return False
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -106,9 +185,11 @@ class Trial:
 
     @cached_property
     def _decoder(self) -> Decoder:
+        return load(self.source, self._ops(self.source), adapters=self._adapters)
+
+    def _ops(self, source: Source) -> OpSet:
         options = self._options
-        ops = choose(self.source.spec, options.device, options.dtype, threads=options.threads)
-        return load(self.source, ops, adapters=self._adapters)
+        return choose(source.spec, options.device, options.dtype, threads=options.threads)
 
     def _windows(self, path: Path, reading: Reading) -> list[Window]:
         if path.suffix == CHATS:
@@ -121,10 +202,36 @@ class Trial:
     ) -> Sequence[Baseline | None]:
         if self.base is None or self._against is None:
             return [None] * len(texts)
-        options = self._options
-        ops = oracle(self.base.spec, options.device, threads=options.threads)
+        ops = oracle(self.base.spec, self._options.device, threads=self._options.threads)
         kept = Reference(self.base, ops, weights=weights_hash(self._against))
         return kept.read(texts, progress)
+
+    def _reference_outcomes(self, tasks: Sequence[Asked]) -> Sequence[Sequence[Outcome] | None]:
+        """Of each task, if there is a reference; it runs as the model does, and is let go."""
+        if self.base is None or not tasks:
+            return [None] * len(tasks)
+        subject = self._subject(load(self.base, self._ops(self.base)))
+        return _outcomes(subject, tasks, [None] * len(tasks))
+
+    def _subject(self, decoder: Decoder) -> Subject:
+        return Subject(decoder, self._assets, self._options.kv)
+
+    def _making(self) -> Making:
+        return Making(
+            spec=self.source.spec,
+            schemes=self.source.schemes,
+            kv=self._options.kv,
+            rounds_activations=self._options.dtype != "f32",
+            method=self._options.method
+            if self._options.recipe
+            else described(self._place).get("method"),
+        )
+
+
+def _outcomes(
+    subject: Subject, tasks: Sequence[Asked], theirs: Sequence[Sequence[Outcome] | None]
+) -> list[list[Outcome]]:
+    return [asked.task.run(subject, their) for asked, their in zip(tasks, theirs, strict=True)]
 
 
 def _opened(place: Path) -> Source:

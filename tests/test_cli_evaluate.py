@@ -1,0 +1,104 @@
+"""eval at the command line: texts, tasks, a gate whose word is kept, and who hears of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import Halfbyte
+
+STORY = "Once upon a time there was a little dog. He liked to play. " * 40
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Path:
+    path = tmp_path / "story.txt"
+    path.write_text(STORY)
+    return path
+
+
+@pytest.fixture
+def artefact(halfbyte: Halfbyte, stories260k: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "stories.gguf"
+    assert halfbyte("quantize", stories260k, "-o", path, "--recipe", "q8_0").code == 0
+    return path
+
+
+def manifest(artefact: Path) -> dict[str, Any]:
+    return json.loads(Path(f"{artefact}.manifest.json").read_text())
+
+
+def test_several_texts_by_name(halfbyte: Halfbyte, stories260k: Path, story: Path) -> None:
+    arguments = ("eval", stories260k, "--window", 64, "--max-windows", 2, "--json")
+    texts = ("--text", f"one={story}", "--text", story)
+    document = halfbyte(*arguments, *texts).document
+    assert [text["name"] for text in document["texts"]] == ["one", "story.txt"]
+    assert document["texts"][0]["perplexity"] == document["texts"][1]["perplexity"]
+    assert document["window"] == 64 and document["texts"][0]["kl"] is None
+    for wrong in (("--text", "absent.txt"), ("--text", story, "--text", story)):
+        assert halfbyte(*arguments, *wrong).code == 2
+
+
+def test_without_texts_our_own_are_read(halfbyte: Halfbyte) -> None:
+    few = ("--max-windows", 1, "--threads", 1)
+    document = halfbyte("eval", "demo", "--against", "demo", *few, "--json").document
+    names = [text["name"] for text in document["texts"]]
+    assert names == ["english", "chinese", "code", "chat"]
+    assert all(text["kl"]["mean"] < 0.01 for text in document["texts"])
+
+
+def test_a_gate_s_word_is_kept_in_the_manifest(
+    halfbyte: Halfbyte, stories260k: Path, artefact: Path, story: Path
+) -> None:
+    prompt = ("run", artefact, "Once", "--raw", "--max-tokens", 2)
+    assert "never measured against its original" in halfbyte(*prompt).err
+    measure = ("eval", artefact, "--against", stories260k, "--text", story, "--window", 64)
+    assert halfbyte(*measure).code == 0
+    assert "measurements" not in manifest(artefact)
+    assert halfbyte(*measure, "--gate", "default").code == 0
+    found = manifest(artefact)["measurements"]
+    assert found["gate"] == {"name": "default", "passed": True, "misses": []}
+    assert found["texts"][0]["kl"]["mean"] > 0 and found["against"] == "stories260K"
+    assert "measured" not in halfbyte(*prompt).err
+    assert halfbyte("verify", artefact).code == 0
+
+
+def test_a_miss_says_which_by_how_much_and_what_would_help(
+    halfbyte: Halfbyte, stories260k: Path, artefact: Path, story: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "strict.toml"
+    gate.write_text("[text.story]\nmax_kl_mean = 1e-9\n")
+    measure = ("eval", artefact, "--against", stories260k, "--text", f"story={story}")
+    outcome = halfbyte(*measure, "--window", 64, "--gate", gate)
+    assert outcome.code == 7
+    assert "missed: kl_mean on story is " in outcome.err and "beyond 1e-09" in outcome.err
+    assert "likely cause: descriptions, texts and weights agree up to rounding" in outcome.err
+    assert "what would help: --dtype f32" in outcome.err
+    assert manifest(artefact)["measurements"]["gate"]["misses"][0]["text"] == "story"
+    again = halfbyte("run", artefact, "Once", "--raw", "--max-tokens", 2)
+    assert again.code == 0 and "it missed its gate" in again.err
+
+
+def test_tasks_beside_a_reference(halfbyte: Halfbyte, shared_data: Path) -> None:
+    piqa = shared_data / "eval" / "icl" / "piqa.jsonl"
+    tasks = ("--task", f"choices={piqa}", "--task", "answers", "--limit", 2, "--max-tokens", 6)
+    document = halfbyte("eval", "demo", "--against", "demo", *tasks, "--json").document
+    assert document["texts"] == []
+    names = [(task["name"], task["kind"], task["items"]) for task in document["tasks"]]
+    assert names == [("piqa", "choices", 2), ("answers", "answers", 2)]
+    assert all(task["flips"]["rate"] == 0.0 for task in document["tasks"])
+    shown = halfbyte("eval", "demo", *tasks[:2], "--limit", 2)
+    assert "piqa: choices, 2 items" in shown.out and "reference" not in shown.out
+    for wrong in ("chess", "choices", f"humaneval={piqa}"):
+        assert halfbyte("eval", "demo", "--task", wrong).code == 2
+
+
+def test_what_holds_its_source_as_it_was_needs_no_gate(
+    halfbyte: Halfbyte, stories260k: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "same.gguf"
+    halfbyte("export", stories260k, "--to", "gguf", "-o", path)
+    for model in (path, stories260k):
+        assert "measured" not in halfbyte("run", model, "Once", "--raw", "--max-tokens", 1).err
