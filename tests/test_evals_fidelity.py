@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import exp, nan
+from math import exp
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from halfbyte.errors import IntegrityError, InvalidInputError
 from halfbyte.evals import fidelity, reader, reference
-from halfbyte.evals.fidelity import Fidelity, log_softmax, measure, score_rows, summarize
-from halfbyte.evals.gate import Gate, Miss, misses, read_gate
+from halfbyte.evals.fidelity import log_softmax, measure, score_rows, summarize
 from halfbyte.evals.reference import Baseline, Reference
 from halfbyte.evals.texts import Protocol, Reading, Text, Window, cut, read_text
 from halfbyte.families import spec_of
@@ -223,40 +222,3 @@ def test_reading_texts(tmp_path: Path, tiny_gemma4: Path) -> None:
         read_text(tmp_path / "latin.txt", tokenizer)
     with pytest.raises(InvalidInputError, match="absent"):
         read_text(tmp_path / "absent.txt", tokenizer)
-
-
-GATE = "max_kl_mean = 0.1\nmin_same_top1 = 0.9\nmax_perplexity_increase = 0.05\n"
-
-
-def measured(*, loss: float, kl: float, same: float) -> Fidelity:
-    """Two tokens whose reference has perplexity e."""
-    return summarize("books", np.array([[loss, 1.0, kl, same]] * 2))
-
-
-def gate_of(tmp_path: Path, content: str) -> Gate:
-    path = tmp_path / "gate.toml"
-    path.write_text(content, encoding="utf-8")
-    return read_gate(path)
-
-
-def test_a_gate_is_kept_and_missed(tmp_path: Path) -> None:
-    gate = gate_of(tmp_path, GATE)
-    assert misses(gate, [measured(loss=1.04, kl=0.1, same=1.0)]) == []
-    bad = measured(loss=1.2, kl=0.2, same=0.0)
-    assert [(miss.number, miss.measured, miss.threshold) for miss in misses(gate, [bad])] == [
-        ("kl_mean", 0.2, 0.1),
-        ("same_top1", 0.0, 0.9),
-        ("perplexity_increase", pytest.approx(exp(0.2) - 1), 0.05),
-    ]
-    assert misses(gate, [measured(loss=1.0, kl=nan, same=1.0)])[0].number == "kl_mean"
-    assert misses(Gate(every={"max_perplexity": 2.0}), [bad])[0] == Miss(
-        text="books", number="perplexity", measured=bad.perplexity, threshold=2.0
-    )
-
-
-def test_a_gate_that_cannot_be_applied(tmp_path: Path) -> None:
-    for content in ("max_kl_typo = 1", "min_kl_mean = 1", "max_kl_mean = 'x'", "", "= 3"):
-        with pytest.raises(InvalidInputError):
-            gate_of(tmp_path, content)
-    with pytest.raises(InvalidInputError, match="reference"):
-        misses(Gate(every={"max_kl_mean": 1.0}), [summarize("alone", np.ones((2, 1)))])
