@@ -6,7 +6,7 @@ without torch and without the weights.
 
 from halfbyte.specs.adapter import LowRankSpec, linears
 from halfbyte.specs.drafter import CentroidSpec, DrafterSpec
-from halfbyte.specs.loading import DType, KVType, LoadOptions, Method
+from halfbyte.specs.loading import DType, KVType, LoadOptions, Method, SolveMethod
 from halfbyte.specs.machine import DeviceKind, Machine
 from halfbyte.specs.model import (
     Activation,
@@ -23,6 +23,7 @@ from halfbyte.specs.pairing import paired_layers
 from halfbyte.specs.plan import Basis, Plan, Row, Setup, plan_of
 from halfbyte.specs.request import Request, SamplingParams
 from halfbyte.specs.scheme import (
+    RECIPES,
     SCHEMES,
     Recipe,
     Scheme,
@@ -33,6 +34,7 @@ from halfbyte.specs.scheme import (
 )
 
 __all__ = [
+    "RECIPES",
     "SCHEMES",
     "Activation",
     "AttentionSpec",
@@ -58,6 +60,7 @@ __all__ = [
     "Row",
     "SamplingParams",
     "Scheme",
+    "SolveMethod",
     "Setup",
     "TensorSpec",
     "holds",

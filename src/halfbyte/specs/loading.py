@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Method = Literal["rtn", "search"]
+SolveMethod = Literal["rtn", "search", "gptq", "awq", "signround"]
 DType = Literal["auto", "f32", "bf16"]
 KVType = Literal["f32", "bf16", "q8_0"]
 

@@ -1,0 +1,184 @@
+"""Calibrated quantization, a layer at a time.
+
+The calibration windows flow through the model as it becomes: every layer sees the states that the
+quantized layers before it give, and within a layer each group of weights sees what the quantized
+groups before it give. For every group the Hessian of its inputs is gathered, the method chooses the
+integers (`methods.py`), and the layer goes on with the weights that will ship. A finished part is
+written to a folder beside the output (`stages.py`); after a kill the windows run through the
+finished parts again, which costs a fraction of what was done there, and the work goes on.
+
+An embedding comes first, and what it does is known last: how the model's predictions hang on it is
+found by a walk through the original and back (`gradients.py`), over some of the windows.
+
+Memory on the device: one layer in f32, its Hessians, the activations of a batch; on the walk, the
+head. Beside it the states of all windows, in main memory or on the disk (`flow.py`).
+
+Same inputs, same bytes: nothing depends on time, on kills, or on what else the machine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.progress import Progress
+from halfbyte.kernels.reference.ops import Weight
+from halfbyte.numerics.codec import convert, decode
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.quantizer.block import GROUPS, HALVES, Block, Group
+from halfbyte.quantizer.calibrate import Calibration
+from halfbyte.quantizer.flow import IN_MEMORY, Flow
+from halfbyte.quantizer.gradients import Walk
+from halfbyte.quantizer.methods import solve
+from halfbyte.quantizer.moment import SecondMoment
+from halfbyte.quantizer.observed import ObservedOps
+from halfbyte.quantizer.outer import EMBED, HEAD, NORM, PROJECT, outer
+from halfbyte.quantizer.stages import Stages, stage_of
+from halfbyte.specs import Scheme, SolveMethod
+
+WALKED = 32  # windows that walk back, too
+ROWS = 1 << 25  # weights of a table that are solved at once: 128 MiB in f32
+
+
+class Blockwise:
+    """One job: a source's tensors, stored in `schemes` by a calibrated method, into `stages`."""
+
+    def __init__(
+        self,
+        source: Source,
+        schemes: Mapping[str, Scheme],
+        calibration: Calibration,
+        stages: Stages,
+        *,
+        method: SolveMethod,
+        device: str = "cpu",
+        in_memory: int = IN_MEMORY,
+    ) -> None:
+        self._source, self._schemes, self._stages = source, schemes, stages
+        self._calibration = calibration
+        self._method: SolveMethod = method
+        self._ops = ObservedOps(device)
+        self._decoder = outer(source, self._ops)
+        self._in_memory = in_memory
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Makes every part that is not there yet.
+
+        Raises what the methods do, naming the tensor; `IntegrityError` for activations that are
+        not numbers; `DoesNotFitError` for a full disk. What was made before stays.
+        """
+        if all(map(self._stages.has, self._stages.names)):
+            return
+        flow = self._flow()
+        done, total = 0, self._source.spec.parameters
+        with torch.no_grad():
+            for stage, tensors in groupby(self._source.tensors(), lambda item: stage_of(item[0])):
+                made = self._part(stage, tensors, flow)
+                done += sum(q.num_rows * q.width for q in made.values())
+                if progress is not None:
+                    progress(done, total)
+
+    def _part(
+        self, stage: str, tensors: Iterable[tuple[str, QTensor]], flow: Flow
+    ) -> Mapping[str, QTensor]:
+        """A part as it is stored; the windows go through it."""
+        finished = self._stages.has(stage)
+        given = dict(self._stages.load(stage) if finished else tensors)
+        if stage == "embed":
+            made = given if finished else self._entry(given)
+            flow.enter(outer(self._source, self._ops, made))
+        elif stage == "head":
+            made = given if finished else self._exit(given, flow)
+        else:
+            made = self._layer(int(stage.split(".")[1]), given, flow, finished=finished)
+        if not finished:
+            self._stages.save(stage, made)
+        return made
+
+    def _layer(
+        self, index: int, tensors: Mapping[str, QTensor], flow: Flow, *, finished: bool
+    ) -> dict[str, QTensor]:
+        block = Block(self._decoder, self._ops, index)
+        for name, q in tensors.items():
+            block.put(name, q)
+        for half in HALVES:
+            for group in () if finished else GROUPS:
+                if group.half == half and block.members(group):
+                    self._solve(block, group, flow)
+            block.advance(half, flow)
+        return {name: convert(block.tensors[name].stored, self._schemes[name]) for name in tensors}
+
+    def _solve(self, block: Block, group: Group, flow: Flow) -> None:
+        """A group's weights take the schemes they are stored in."""
+        hessians = block.hessians(group, flow)
+        for name in block.members(group):
+            weight = block.dense(name)
+            matrices = weight if group.routed else weight[None]
+            solved = [
+                solve(name, matrix, hessian, self._schemes[name], self._method)
+                for matrix, hessian in zip(matrices, hessians, strict=True)
+            ]
+            block.put(name, _stacked(solved, tuple(weight.shape)))
+
+    def _entry(self, tensors: Mapping[str, QTensor]) -> dict[str, QTensor]:
+        """What takes tokens in."""
+        made = {
+            name: convert(q, self._schemes[name], method="search")
+            for name, q in tensors.items()
+            if name not in (EMBED, PROJECT)
+        }
+        made[EMBED] = self._table(EMBED, tensors[EMBED], self._embedding_hessian())
+        if PROJECT in tensors:
+            table, scale = Weight(made[EMBED]), self._source.spec.embed_scale
+            states = (self._ops.embed(batch.rows, table, scale) for batch in self._flow().batches)
+            made[PROJECT] = self._table(PROJECT, tensors[PROJECT], self._moment(states))
+        return made
+
+    def _exit(self, tensors: Mapping[str, QTensor], flow: Flow) -> dict[str, QTensor]:
+        """The final norm, and a head of its own."""
+        made = {NORM: convert(tensors[NORM], self._schemes[NORM])}
+        if HEAD in tensors:
+            states = (self._decoder.leave(batch.x.to(self._ops.device)) for batch in flow.batches)
+            made[HEAD] = self._table(HEAD, tensors[HEAD], self._moment(states))
+        return made
+
+    def _embedding_hessian(self) -> Tensor:
+        """What an error of the embedding costs; that of a tied one as the head, too.
+
+        How probable a token is scales the error of its row, and a row is solved by itself.
+        """
+        seed = self._calibration.sampling.seed
+        ends = Walk(self._source, self._ops, self._flow(WALKED), seed=seed).run()
+        return ends.entry + ends.final if self._source.spec.tied_head else ends.entry
+
+    def _table(self, name: str, q: QTensor, hessian: Tensor) -> QTensor:
+        """A table of many rows, some of them at once."""
+        scheme, device = self._schemes[name], self._ops.device
+        step = max(1, ROWS // q.width)
+        starts = range(0, q.num_rows, step)
+        pieces = (q.rows(start, min(start + step, q.num_rows)) for start in starts)
+        solved = [
+            solve(name, decode(piece, device=device), hessian, scheme, self._method)
+            for piece in pieces
+        ]
+        return _stacked(solved, q.shape)
+
+    def _moment(self, states: Iterable[Tensor]) -> Tensor:
+        return SecondMoment.of(states, self._source.spec.hidden, self._ops.device).mean
+
+    def _flow(self, count: int | None = None) -> Flow:
+        """The first `count` windows, or all."""
+        windows = self._calibration.windows[:count]
+        return Flow(self._source.spec, windows, self._stages.folder, in_memory=self._in_memory)
+
+
+def _stacked(parts: Sequence[QTensor], shape: tuple[int, ...]) -> QTensor:
+    """Stored rows on top of each other, as one tensor of this shape."""
+    if len(parts) == 1:
+        return QTensor(parts[0].scheme, shape, parts[0].data)
+    return QTensor(parts[0].scheme, shape, np.concatenate([part.data for part in parts]))

@@ -1,0 +1,44 @@
+"""The second moment of a stream of rows: what a calibrated method knows of a weight's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class SecondMoment:
+    """The mean of x x^T [K, K] over rows x [K] that come in batches; f32, on their device."""
+
+    def __init__(self, width: int, device: str) -> None:
+        self.total = torch.zeros(width, width, device=device)
+        self.rows = 0
+
+    def add(self, x: Tensor) -> None:
+        """Rows [R, K]."""
+        self.total.addmm_(x.T, x)
+        self.rows += len(x)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.rows
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor], width: int, device: str) -> SecondMoment:
+        """The second moment of batches that come from anywhere."""
+        moment = cls(width, device)
+        for x in batches:
+            moment.add(x.to(device))
+        return moment
+
+
+def drawn_together(moments: list[SecondMoment], borrowed: float) -> Tensor:
+    """The means [E, K, K] of several, each with `borrowed` rows more of the mean of all.
+
+    So one that saw few rows, or none, is much like the mean.
+    """
+    totals = torch.stack([moment.total for moment in moments])
+    rows = torch.tensor([moment.rows for moment in moments], device=totals.device)
+    mean = totals.sum(0) / rows.sum()
+    return (totals + borrowed * mean) / (rows + borrowed)[:, None, None]

@@ -1,0 +1,74 @@
+"""The reference ops with a window into them: what goes into a stored weight, while a layer runs.
+
+A layer is run as it always is (`models/decoder.py`), and what is wanted of it, the inputs of one
+weight, is taken where it passes. Nothing after that is computed. Products run whole, in f32.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from halfbyte.kernels.reference import ReferenceOps
+from halfbyte.kernels.reference.ops import Weight
+
+Run = Callable[[], object]
+Observer = Callable[[Tensor, int | None], None]
+
+
+class _Found(Exception):
+    """The input that was looked for."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+class ObservedOps(ReferenceOps):
+    """Every weight that is packed is kept decoded, in f32."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(device, exact_rows=False, decoded_bytes=sys.maxsize)
+        self._weight: Weight | None = None
+        self._observer: Observer | None = None
+
+    def product(self, x: Tensor, weight: Weight, expert: int | None = None) -> Tensor:
+        if weight is self._weight and self._observer is not None:
+            self._observer(x, expert)
+        return super().product(x, weight, expert)
+
+    def input_of(self, weight: Weight, run: Run) -> Tensor:
+        """What `weight` is given [R, K] when `run` comes to it; `run` goes no further."""
+
+        def stop(x: Tensor, expert: int | None) -> None:
+            raise _Found(x)
+
+        with self._observing(weight, stop):
+            try:
+                run()
+            except _Found as found:
+                return found.x
+        raise AssertionError("the weight takes no part in what was run")
+
+    def inputs_by_expert(self, weight: Weight, run: Run) -> dict[int, Tensor]:
+        """What each expert of a stack is given [rows, K] in a whole `run`."""
+        found: dict[int, Tensor] = {}
+
+        def keep(x: Tensor, expert: int | None) -> None:
+            assert expert is not None
+            found[expert] = x
+
+        with self._observing(weight, keep):
+            run()
+        return found
+
+    @contextmanager
+    def _observing(self, weight: Weight, observer: Observer) -> Generator[None]:
+        self._weight, self._observer = weight, observer
+        try:
+            yield
+        finally:
+            self._weight = self._observer = None

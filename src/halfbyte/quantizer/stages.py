@@ -1,0 +1,112 @@
+"""The finished parts of a long job, in a folder beside its output, so that a kill costs one part.
+
+A part is the stored tensors of one layer (or of what comes before or after the layers). It is
+written whole or not at all, and never changes. The folder says what job it belongs to: all that
+decides the result. A folder of another job is emptied; the same job, started again, goes on where
+it was and ends in the same bytes.
+
+What it is not: a format for others; it is gone when the output is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halfbyte.formats.atomic import atomic_file, write_errors
+from halfbyte.formats.checkpoint import Source
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import ModelSpec, Scheme
+from halfbyte.text.assets import TextAssets
+
+JOB = "job.json"
+OVERHEAD = 4096  # bytes of a part beside its tensors', and of each tensor
+
+
+def stage_of(name: str) -> str:
+    """The part that a tensor belongs to: "layers.3", or "embed" before and "head" after them."""
+    if name.startswith("layers."):
+        return ".".join(name.split(".")[:2])
+    return "head" if name in ("norm.weight", "head.weight") else "embed"
+
+
+class Stages:
+    """The parts of one job in `folder`. `schemes` are those that the job will store tensors in."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        spec: ModelSpec,
+        schemes: Mapping[str, Scheme],
+        job: Mapping[str, Any],
+    ) -> None:
+        self.folder = folder
+        self._schemes = schemes
+        self._shapes = {tensor.name: tensor.shape for tensor in spec.tensors()}
+        text = json.dumps(job, sort_keys=True)
+        place = folder / JOB
+        if not place.is_file() or place.read_text(encoding="utf-8") != text:
+            shutil.rmtree(folder, ignore_errors=True)
+            with write_errors(folder):
+                folder.mkdir()
+            with atomic_file(place, size=len(text)) as file:
+                file.write(text.encode())
+
+    @property
+    def names(self) -> list[str]:
+        """All parts, in the order of the forward pass."""
+        return list(dict.fromkeys(stage_of(name) for name in self._shapes))
+
+    def has(self, stage: str) -> bool:
+        return self._place(stage).is_file()
+
+    def save(self, stage: str, tensors: Mapping[str, QTensor]) -> None:
+        """Raises `DoesNotFitError` where the disk is full; what was saved before stays."""
+        assert set(tensors) == set(self._members(stage)), stage
+        size = sum(q.nbytes + OVERHEAD for q in tensors.values())
+        with atomic_file(self._place(stage), size=size) as file:
+            np.savez(file, allow_pickle=False, **{name: q.data for name, q in tensors.items()})
+
+    def load(self, stage: str) -> Iterator[tuple[str, QTensor]]:
+        """The tensors of a part, in the order of the forward pass."""
+        with np.load(self._place(stage)) as stored:
+            for name in self._members(stage):
+                yield name, QTensor(self._schemes[name], self._shapes[name], stored[name])
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def _members(self, stage: str) -> list[str]:
+        return [name for name in self._shapes if stage_of(name) == stage]
+
+    def _place(self, stage: str) -> Path:
+        return self.folder / f"{stage}.npz"
+
+
+class Finished:
+    """The source of a job that is done: the parts, and all else from where the model came."""
+
+    def __init__(self, source: Source, stages: Stages, schemes: Mapping[str, Scheme]) -> None:
+        self._source, self._stages = source, stages
+        self.schemes = schemes
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._source.spec
+
+    @property
+    def assets(self) -> TextAssets | None:
+        return self._source.assets
+
+    def tensor(self, name: str) -> QTensor:
+        return dict(self._stages.load(stage_of(name)))[name]
+
+    def tensors(self) -> Iterator[tuple[str, QTensor]]:
+        for stage in self._stages.names:
+            yield from self._stages.load(stage)
