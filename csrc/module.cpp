@@ -79,16 +79,20 @@ double read_bandwidth(Pool& pool, const std::string& isa, size_t bytes) {
 
 class PackedWeight {
 public:
-    PackedWeight(Pool& pool, int scheme, int rows, int cols, Array8 stored)
-        : memory_(group_bytes(Scheme(scheme), cols) * size_t((rows + GROUP - 1) / GROUP),
-                  Pages::LARGE_LATER),
-          pool_(pool) {
+    // An outline: the shape of a weight that is not there. It can be recorded, not run.
+    PackedWeight(Pool& pool, int scheme, int rows, int cols) : pool_(pool) {
         require(0 <= scheme && scheme <= int(Scheme::Q6_K), "unknown scheme");
         require(rows > 0 && cols > 0, "a weight has rows and columns");
+        weight_ = {Scheme(scheme), rows, cols, group_bytes(Scheme(scheme), cols), nullptr};
+    }
+
+    PackedWeight(Pool& pool, int scheme, int rows, int cols, Array8 stored)
+        : PackedWeight(pool, scheme, rows, cols) {
         require(stored.shape(0) == size_t(rows) &&
                     stored.shape(1) == row_bytes(Scheme(scheme), cols),
                 "the bytes do not have the size of the shape");
-        weight_ = {Scheme(scheme), rows, cols, group_bytes(Scheme(scheme), cols), memory_.data()};
+        memory_ = Bytes(nbytes(), Pages::LARGE_LATER);
+        weight_.data = memory_.data();
         const uint8_t* data = stored.data();
         const nb::gil_scoped_release nogil;
         const size_t bytes = weight_.group_bytes;
@@ -110,7 +114,7 @@ public:
 
     const Weight& weight() const { return weight_; }
     const Bytes& memory() const { return memory_; }
-    size_t nbytes() const { return memory_.size(); }
+    size_t nbytes() const { return weight_.group_bytes * size_t(weight_.groups()); }
 
 private:
     static constexpr size_t POPULATED = size_t(1) << 18;  // bytes that stay in cache until packed
@@ -203,6 +207,7 @@ public:
     Recorder(Pool& pool, const std::string& isa) : program_(kernels_of(isa), pool) {}
 
     int embed(const PackedWeight& table, float scale) {
+        note(table);
         vocab_ = vocab_ == 0 ? table.weight().rows : std::min(vocab_, table.weight().rows);
         return wide(program_.embed(&table.weight(), scale), table.weight().cols);
     }
@@ -247,6 +252,8 @@ public:
                     hidden % GROUP == 0 && in.cols == hidden && in.rows == experts * 2 * inner &&
                     out.rows == experts * hidden,
                 "the experts do not fit");
+        note(gate_up);
+        note(down);
         const Mixture mixture{&in, &out, scale.data(), experts, used, inner, score_scale};
         return wide(program_.route_experts(x, scores, mixture, Activation(activation)), hidden);
     }
@@ -292,6 +299,7 @@ public:
         require(0 < used && used <= count && w.rows % count == 0 &&
                     w.rows / count % GROUP == 0 && w.cols == width(x),
                 "the clusters do not fit");
+        note(head);
         return wide(program_.clusters(x, scores, &w, count, used), w.rows);
     }
     void finish(const std::vector<int>& outputs, float softcap) {
@@ -307,6 +315,7 @@ public:
                                                                       Array32 spans, Array32 pages,
                                                                       Array32 wanted,
                                                                       RowsF given) {
+        require(!outline_, "an outline can be recorded, not run");
         const size_t rows = token_ids.size();
         step_.token_ids.assign(token_ids.data(), token_ids.data() + rows);
         step_.wanted.assign(wanted.data(), wanted.data() + wanted.size());
@@ -327,7 +336,9 @@ public:
                                owner);
         return views;
     }
-    size_t scratch_bytes() const { return program_.scratch_bytes(); }
+    size_t scratch_bytes(int rows, int wanted) const {
+        return program_.scratch_bytes(rows, wanted);
+    }
 
 private:
     int wide(int buffer, int width) {
@@ -340,7 +351,9 @@ private:
                 "a buffer that nothing fills");
         return widths_[size_t(buffer)];
     }
+    void note(const PackedWeight& w) { outline_ |= w.weight().data == nullptr; }
     Product product(const PackedWeight& w, const Vector* bias, const Updates& updates) {
+        note(w);
         Product product{&w.weight(), data_of(bias, w.weight().rows)};
         for (const Update* update : updates) {
             const LowRank added = update == nullptr ? LowRank{} : update->update();
@@ -388,6 +401,7 @@ private:
     std::vector<int> widths_;
     int vocab_ = 0, page_len_ = 0, given_ = 0;
     size_t num_pages_ = 0, num_rings_ = 0, adapters_ = 0;
+    bool outline_ = false;  // some weight is not there
 };
 
 }  // namespace
@@ -403,6 +417,7 @@ NB_MODULE(_cpu, m) {
 
     nb::class_<PackedWeight>(m, "Weight")
         .def(nb::init<Pool&, int, int, int, Array8>(), nb::keep_alive<1, 2>())
+        .def(nb::init<Pool&, int, int, int>(), nb::keep_alive<1, 2>())
         .def("unpack", &PackedWeight::unpack)
         .def_prop_ro("nbytes", &PackedWeight::nbytes);
 
@@ -463,5 +478,5 @@ NB_MODULE(_cpu, m) {
                  return nb::cast<Recorder&>(self).run(self, token_ids, spans, pages, wanted,
                                                       given);
              })
-        .def_prop_ro("scratch_bytes", &Recorder::scratch_bytes);
+        .def("scratch_bytes", &Recorder::scratch_bytes);
 }

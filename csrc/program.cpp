@@ -302,7 +302,7 @@ void Program::assign_places() {
 
 void Program::reserve(const Step& step) {
     for (Domain domain : {ALL, WANTED}) {
-        const int rows = std::max(step.rows(domain), OWN_ROWS * pool_.threads());
+        const int rows = capacity_for(step.rows(domain));
         if (rows <= capacity_[domain]) continue;
         for (Place& place : places_)
             if (place.domain == domain) place.memory = Bytes(place.row_bytes * size_t(rows));
@@ -310,9 +310,10 @@ void Program::reserve(const Step& step) {
     }
 }
 
-size_t Program::scratch_bytes() const {
+size_t Program::scratch_bytes(int rows, int wanted) const {
     size_t total = 0;
-    for (const Place& place : places_) total += place.memory.size();
+    for (const Place& place : places_)
+        total += place.row_bytes * size_t(capacity_for(place.domain == ALL ? rows : wanted));
     return total;
 }
 

@@ -7,6 +7,7 @@
 // Threads divide outputs, never a sum, so the number of threads changes no bit.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
@@ -74,7 +75,8 @@ public:
         int rows, width;
     };
     std::vector<Output> outputs(const Step& step) const;
-    size_t scratch_bytes() const;
+    // The memory that steps of up to so many rows need for what they compute.
+    size_t scratch_bytes(int rows, int wanted) const;
 
 private:
     enum class Kind {
@@ -120,6 +122,7 @@ private:
     int rope_table(const std::vector<float>& frequencies, int ahead);
     static bool is_split(Kind kind);
     void assign_places();
+    int capacity_for(int rows) const { return std::max(rows, OWN_ROWS * pool_.threads()); }
     void reserve(const Step& step);
 
     void execute(const Step& step, int thread);

@@ -10,7 +10,7 @@ from fake_decoder import VOCAB, FakeDecoder, logits_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfbyte.engine import PAGE_LEN, Completion, Engine, Event, sample
+from halfbyte.engine import Completion, Engine, Event, sample
 from halfbyte.errors import DoesNotFitError, InvalidInputError
 from halfbyte.specs import Request, SamplingParams
 

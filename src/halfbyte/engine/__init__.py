@@ -5,13 +5,12 @@ Token ids go in and come out; there is no text and no tensor in this room.
 
 from halfbyte.engine.drafters import LookupDrafter, ModelDrafter
 from halfbyte.engine.drafting import Drafting
-from halfbyte.engine.engine import PAGE_LEN, Engine
+from halfbyte.engine.engine import Engine
 from halfbyte.engine.sampling import sample
 from halfbyte.engine.sequence import Completion, Event, FinishReason
 from halfbyte.engine.speculate import DraftStats, SyntheticVerdict, verify
 
 __all__ = [
-    "PAGE_LEN",
     "Completion",
     "DraftStats",
     "Drafting",

@@ -15,11 +15,11 @@ from halfbyte.engine.pace import Costs, Plan, best_plan, most_tokens
 from halfbyte.engine.sequence import Sequence
 from halfbyte.engine.speculate import Verdict, verify
 from halfbyte.errors import InvalidInputError
-from halfbyte.models.cache import Cache
+from halfbyte.models.cache import DRAFT_ROWS, Cache
 
 Clock = Callable[[], float]
 
-MOST = 7  # with the target's own token eight rows, which a pass over the weights serves at once
+MOST = DRAFT_ROWS - 1
 # A plain round is timed anew after so many others.
 STALE = 128
 # Rounds of rest before a draft is tried again: at first, and at last.

@@ -11,23 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from time import perf_counter
 
-from halfbyte.engine.drafting import MOST, Clock, Drafting
+from halfbyte.engine.drafting import Clock, Drafting
 from halfbyte.engine.runner import Runner
 from halfbyte.engine.scheduler import Scheduler, Work
 from halfbyte.engine.sequence import Completion, Event, Sequence
 from halfbyte.errors import InvalidInputError
-from halfbyte.models.cache import CacheShape
+from halfbyte.models.cache import shape_for
 from halfbyte.models.decoder import Decoder
 from halfbyte.specs import KVType, Request
-
-PAGE_LEN = 64
 
 
 class Engine:
     """Runs requests on one decoder, at most `max_sequences` of them at once.
 
     `context` bounds the positions of one sequence, `prefill_chunk` the rows of prompts in a step.
-    `pages` of `PAGE_LEN` positions are shared by all; by default they suffice for `max_sequences`
+    `pages` of 64 positions are shared by all; by default they suffice for `max_sequences`
     full contexts. `drafting` changes how fast tokens come, never which. Raises `InvalidInputError`
     for values outside their range.
     """
@@ -51,12 +49,8 @@ class Engine:
                 hint=f"give --context {decoder.spec.context} or less",
             )
         prefill_chunk = min(prefill_chunk, context)
-        shape = CacheShape(
-            pages=max_sequences * -(-context // PAGE_LEN) if pages is None else pages,
-            page_len=PAGE_LEN,
-            rings=max_sequences,
-            ring_slack=max(prefill_chunk, MOST + 1),
-            kind=kv,
+        shape = shape_for(
+            context=context, sequences=max_sequences, rows=prefill_chunk, kind=kv, pages=pages
         )
         if drafting is not None and drafting.rows > shape.ring_slack:
             raise InvalidInputError(

@@ -17,6 +17,9 @@ from halfbyte.specs import KVType, LayerSpec, ModelSpec
 
 # Rings are whole tiles of positions, so that a tile never wraps.
 RING_STEP = 64
+PAGE_LEN = 64
+# A draft of seven and the target's own token: rows that one pass over the weights serves at once.
+DRAFT_ROWS = 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +76,20 @@ class CacheShape:
             head_dim=attention.head_dim,
             kind=self.kind,
         )
+
+
+def shape_for(
+    *, context: int, sequences: int, rows: int, kind: KVType, pages: int | None = None
+) -> CacheShape:
+    """The cache of an engine: `sequences` of up to `context` positions, `rows` of a prompt in a
+    step. `pages` are those that suffice for all at once, unless given."""
+    return CacheShape(
+        pages=sequences * -(-context // PAGE_LEN) if pages is None else pages,
+        page_len=PAGE_LEN,
+        rings=sequences,
+        ring_slack=max(rows, DRAFT_ROWS),
+        kind=kind,
+    )
 
 
 class Cache:

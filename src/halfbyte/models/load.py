@@ -17,6 +17,7 @@ from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.lora import Adapter
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Array, Experts, Linear, LowRank, OpSet
+from halfbyte.kernels.cpu import CPUOps
 from halfbyte.models.decoder import (
     Decoder,
     GateWeights,
@@ -27,7 +28,7 @@ from halfbyte.models.decoder import (
 )
 from halfbyte.models.drafter import DraftModel
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, ModelSpec, lossless_target, paired_layers
+from halfbyte.specs import SCHEMES, ModelSpec, Scheme, lossless_target, paired_layers
 
 Updates = Mapping[str, tuple[LowRank | None, ...]]
 """Name of a weight -> what each adapter adds to it; weights that none changes are left out."""
@@ -61,6 +62,15 @@ def load(
         adapters=tuple(found),
         adapter_bytes=ops.packed_bytes - body_bytes,
     )
+
+
+def outline(spec: ModelSpec, schemes: Mapping[str, Scheme], ops: CPUOps) -> Decoder:
+    """The decoder of a model whose weights are not there; what it would take can be asked for."""
+    packed = {
+        tensor.name: ops.outline(_target(schemes[tensor.name], tensor.shape, ops), tensor.shape)
+        for tensor in spec.tensors()
+    }
+    return Decoder(spec, _weights(spec, packed, NO_UPDATES, embed=packed["embed.weight"]), ops)
 
 
 def load_drafter(
@@ -128,13 +138,17 @@ def _packed_adapter(adapter: Adapter, ops: OpSet) -> dict[str, LowRank]:
 
 def _runnable(q: QTensor, ops: OpSet) -> QTensor:
     """The tensor in a scheme that the op set runs and that holds every value of it."""
-    available = ops.schemes if len(q.shape) > 1 else (SCHEMES["f32"],)
-    target = lossless_target(q.scheme, available)
+    target = _target(q.scheme, q.shape, ops)
     if target == q.scheme:
         return q
     from halfbyte.numerics.codec import convert_exactly  # brings torch; most files do without
 
     return convert_exactly(q, target)
+
+
+def _target(scheme: Scheme, shape: Sequence[int], ops: OpSet) -> Scheme:
+    available = ops.schemes if len(shape) > 1 else (SCHEMES["f32"],)
+    return lossless_target(scheme, available)
 
 
 def _weights(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,32 @@ class CPUOps:
         self.packed_bytes += packed.nbytes
         return Packed(q.scheme, q.shape, packed)
 
+    def outline(self, scheme: Scheme, shape: Sequence[int]) -> Packed:
+        """A tensor that is not there, as it would be packed: it can be recorded, not run.
+
+        It takes no memory, but counts in `packed_bytes`.
+        """
+        if len(shape) == 1:
+            native = self._native.Vector(np.zeros(shape, np.float32))
+        else:
+            index = NATIVE.index(scheme.name)
+            native = self._native.Weight(self._pool, index, prod(shape[:-1]), shape[-1])
+        self.packed_bytes += native.nbytes
+        return Packed(scheme, tuple(shape), native)
+
     def unpack(self, packed: Packed) -> QTensor:
         return QTensor(packed.scheme, packed.shape, packed.native.unpack())
 
     def read_bandwidth(self) -> float | None:
         return self._native.read_bandwidth(self._pool, self.instructions, BANDWIDTH_BYTES)
+
+    @staticmethod
+    def kv_bytes(layout: KVLayout) -> int:
+        """What `new_kv` takes: values are padded to whole groups, q8_0 has an f32 scale per 32."""
+        each = {"f32": 4, "bf16": 2, "q8_0": 1}[layout.kind]
+        numbers = layout.head_dim + -(-layout.head_dim // GROUP) * GROUP
+        scales = 2 * 4 * (layout.head_dim // 32) if layout.kind == "q8_0" else 0
+        return layout.kv_heads * layout.num_cells * (numbers * each + scales)
 
     def new_kv(self, layout: KVLayout) -> Any:
         if layout.kind == "q8_0" and layout.head_dim % 32:
@@ -299,6 +321,10 @@ class CPUStep:
     def __init__(self, program: Any, settle: Callable[[], None]) -> None:
         self._program = program
         self._settle = settle
+
+    def scratch_bytes(self, rows: int, wanted: int) -> int:
+        """What steps of up to so many rows need for all that they compute, logits among it."""
+        return self._program.scratch_bytes(rows, wanted)
 
     def __call__(self, rows: Rows, wanted: Sequence[int]) -> list[NDArray[np.float32]]:
         pages: list[int] = []

@@ -1,0 +1,135 @@
+"""The ledger: what every component of a model takes when it runs in a certain way. It sums.
+
+Weights are counted as they are stored, byte for byte, and what an op set's own layout adds is a row
+of its own. A cache is counted by kind of layer, its slack apart. Pure arithmetic over a spec.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from halfbyte.kernels.contract import KVLayout
+from halfbyte.models.cache import shape_for
+from halfbyte.planner.runtimes import TEXT_BYTES, Runtime
+from halfbyte.specs import LayerSpec, ModelSpec, Row, Scheme, Setup
+
+PARTS = {
+    "embed.": "embedding",
+    "head.": "head",
+    "per_layer.": "per_layer",
+    ".attn.": "attention",
+    ".mlp.": "mlp",
+    ".experts.": "experts",
+    ".per_layer.": "per_layer",
+}
+
+
+def ledger(
+    spec: ModelSpec, schemes: Mapping[str, Scheme], setup: Setup, runtime: Runtime
+) -> tuple[Row, ...]:
+    """Every row of a model's plan, the largest parts first by their kind."""
+    return (
+        *weights(spec, schemes, runtime),
+        *cache(spec, setup, runtime),
+        *activations(setup, runtime),
+        Row(
+            component="runtime.text",
+            bytes=TEXT_BYTES * spec.vocab,
+            basis="calibrated",
+            note=f"the tokenizer of {spec.vocab} tokens",
+        ),
+        *runtime.overhead(),
+    )
+
+
+def weights(spec: ModelSpec, schemes: Mapping[str, Scheme], runtime: Runtime) -> Iterator[Row]:
+    """What is stored, by part and scheme, and what the op set's layout adds to it."""
+    sizes: Counter[str] = Counter()
+    for tensor in spec.tensors():
+        scheme = schemes[tensor.name]
+        sizes[f"weights.{part_of(tensor.name, tensor.shape)}.{scheme.name}"] += scheme.bytes(
+            tensor.shape
+        )
+    for component, size in sizes.items():
+        yield Row(component=component, bytes=size)
+    added = runtime.packed_bytes - sum(sizes.values())
+    yield Row(
+        component="weights.layout", bytes=added, note=f"as the {runtime.name} op set keeps it"
+    )
+
+
+def part_of(name: str, shape: tuple[int, ...]) -> str:
+    """The part of a model that a tensor belongs to; vectors are norms, whatever they do."""
+    if len(shape) == 1 or name.endswith("router.weight"):
+        return "norms"
+    return next((part for mark, part in PARTS.items() if mark in name), "other")
+
+
+def cache(spec: ModelSpec, setup: Setup, runtime: Runtime) -> Iterator[Row]:
+    """Keys and values by kind of layer; what is kept beyond the positions of a window or context
+    (room for a step's rows, whole pages and tiles) is slack."""
+    rows = min(setup.prefill_chunk, setup.context)
+    shape = shape_for(context=setup.context, sequences=setup.sequences, rows=rows, kind=setup.kv)
+    needed: Counter[str] = Counter()
+    slack = 0
+    for layer in spec.layers:
+        if layer.kv_source is not None:
+            continue
+        layout = shape.layout(layer)
+        exact = runtime.kv_bytes(_exact(layout, layer, setup))
+        needed["kv.sliding" if layout.sliding else "kv.full"] += exact
+        slack += runtime.kv_bytes(layout) - exact
+    for component, size in needed.items():
+        yield Row(component=component, bytes=size, note=f"{setup.kv}, {_positions(setup)}")
+    yield Row(component="kv.slack", bytes=slack, note="room for a step's rows, whole pages")
+
+
+def _exact(layout: KVLayout, layer: LayerSpec, setup: Setup) -> KVLayout:
+    """The layout without slack: the positions of a window, or of the context."""
+    window = layer.attention.window
+    positions = setup.context if window is None else min(window, setup.context)
+    return replace(layout, num_cells=positions * setup.sequences, stride=positions)
+
+
+def _positions(setup: Setup) -> str:
+    several = f"{setup.sequences} x " if setup.sequences > 1 else ""
+    return f"{several}{setup.context} positions"
+
+
+def activations(setup: Setup, runtime: Runtime) -> Iterator[Row]:
+    """What a full step computes at once, and the logits of the rows that want them."""
+    wanted = setup.sequences * (setup.draft + 1)
+    rows = min(setup.prefill_chunk, setup.context) + wanted
+    total = runtime.scratch_bytes(rows, wanted)
+    per_row = (runtime.scratch_bytes(rows, 2000) - runtime.scratch_bytes(rows, 1000)) // 1000
+    for name, size, count in (
+        ("step", total - wanted * per_row, rows),
+        ("logits", wanted * per_row, wanted),
+    ):
+        note = f"{count} rows at once"
+        yield Row(component=f"activations.{name}", bytes=size, basis=runtime.basis, note=note)
+
+
+def bytes_per_token(spec: ModelSpec, runtime: Runtime, setup: Setup, depth: int) -> int:
+    """What one decoded token reads: the weights it goes through, and the cache behind it.
+
+    Rows of tables that are only looked up are not read; of experts, those that are used.
+    """
+    total = runtime.packed_bytes
+    stored = spec.parameters
+    idle = sum(
+        tensor.count
+        for tensor in spec.tensors()
+        if tensor.name == "per_layer.embed.weight"
+        or (tensor.name == "embed.weight" and not spec.tied_head)
+    )
+    idle += sum(
+        (layer.experts.count - layer.experts.used) * 3 * layer.experts.width * spec.hidden
+        for layer in spec.layers
+        if layer.experts is not None
+    )
+    seen = replace(setup, context=max(depth, 1), sequences=1)
+    cached = sum(row.bytes for row in cache(spec, seen, runtime) if row.component != "kv.slack")
+    return total * (stored - idle) // stored + (cached if depth else 0)

@@ -1,0 +1,182 @@
+"""From a goal to a plan: which recipe, which cache and how much context a budget allows.
+
+Candidates are ordered by how true they are to the original. The first that reaches the context that
+is wanted wins, and takes the longest context that fits; where none reaches it, the one with the
+longest context does. So more budget never makes a plan worse, and more context never costs less.
+What is offered is only what the runtime can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from halfbyte.errors import DoesNotFitError, InvalidInputError
+from halfbyte.planner.cost import bytes_per_token, ledger
+from halfbyte.planner.runtimes import Runtime, runtime_of
+from halfbyte.specs import (
+    RECIPES,
+    KVType,
+    Machine,
+    ModelSpec,
+    Plan,
+    Row,
+    Scheme,
+    Setup,
+    recipe_of,
+)
+
+# Most faithful first.
+RECIPE_ORDER = ("bf16", "q8_0", "q4_0", "q4_0-pure")
+KV_ORDER: tuple[KVType, ...] = ("bf16", "q8_0")
+# The context that a plan should reach where nobody asks for one.
+USUAL_CONTEXT = 8192
+STEP = 256  # contexts are found in these steps
+MARGIN = 0.02  # of the budget: what nobody counted
+# Of a memory's measured or listed speed, what decoding reaches.
+REACHED = 0.85
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What is asked of a plan; None leaves it to the plan."""
+
+    budget_bytes: int | None = None
+    context: int | None = None
+    recipe: str | None = None
+    kv: KVType | None = None
+    sequences: int = 1
+    draft: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What a plan must know of a model: `quantized` says that it is run as it is stored."""
+
+    name: str
+    spec: ModelSpec
+    schemes: Mapping[str, Scheme]
+    quantized: bool
+
+
+def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]:
+    """The best plan, and every alternative at the longest context that it allows.
+
+    Raises `DoesNotFitError`, naming the nearest thing that would fit, and `InvalidInputError` for a
+    context beyond the model's.
+    """
+    limit = model.spec.context
+    if goal.context is not None and goal.context > limit:
+        raise InvalidInputError(
+            f"a context of {goal.context} is beyond the model's {limit}",
+            hint=f"give --context {limit} or less",
+        )
+    makers = [
+        _Maker(model, machine, goal, recipe, kv)
+        for recipe in _recipes(model, goal)
+        for kv in ((goal.kv,) if goal.kv else KV_ORDER)
+    ]
+    wanted = goal.context or min(limit, USUAL_CONTEXT)
+    longest = [maker.longest(limit) for maker in makers]
+    plans = [maker.plan(found or wanted) for maker, found in zip(makers, longest, strict=True)]
+    reaching = [i for i, found in enumerate(longest) if found >= wanted]
+    if not reaching and (goal.context is not None or not any(longest)):
+        raise _does_not_fit(makers, longest, wanted)
+    best = reaching[0] if reaching else longest.index(max(longest))
+    chosen = makers[best].plan(goal.context or longest[best])
+    return chosen, plans
+
+
+def _recipes(model: Model, goal: Goal) -> Sequence[str | None]:
+    if goal.recipe is not None:
+        return (goal.recipe,)
+    return (None,) if model.quantized else RECIPE_ORDER
+
+
+class _Maker:
+    """Plans of one recipe and one kind of cache, for any context."""
+
+    def __init__(
+        self, model: Model, machine: Machine, goal: Goal, recipe: str | None, kv: KVType
+    ) -> None:
+        self._model, self._machine, self._goal = model, machine, goal
+        self.recipe, self.kv = recipe, kv
+        self._schemes = model.schemes if recipe is None else schemes_of(model.spec, recipe)
+        self._runtime: Runtime = runtime_of(machine.kind, model.spec, self._schemes)
+
+    def plan(self, context: int) -> Plan:
+        goal, machine, spec = self._goal, self._machine, self._model.spec
+        setup = Setup(
+            recipe=self.recipe,
+            kv=self.kv,
+            context=context,
+            sequences=goal.sequences,
+            draft=goal.draft,
+        )
+        budget = machine.memory_bytes if goal.budget_bytes is None else goal.budget_bytes
+        around = (
+            Row(
+                component="runtime.other_processes",
+                bytes=machine.used_bytes if goal.budget_bytes is None else 0,
+                basis="calibrated",
+                note="in use now",
+            ),
+            Row(
+                component="runtime.margin",
+                bytes=int(MARGIN * budget),
+                basis="calibrated",
+                note=f"{MARGIN:.0%} of the budget, left free",
+            ),
+        )
+        return Plan(
+            model=self._model.name,
+            machine=machine.name,
+            ops=self._runtime.name,
+            setup=setup,
+            rows=(*ledger(spec, self._schemes, setup, self._runtime), *around),
+            budget_bytes=budget,
+            tokens_per_s=self._speed(setup),
+        )
+
+    def longest(self, limit: int) -> int:
+        """The longest context that fits, 0 if none does: whole steps, or all that the model has."""
+        if self.plan(limit).fits:
+            return limit
+        low, high = 0, limit // STEP
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.plan(middle * STEP).fits else (low, middle - 1)
+        return low * STEP
+
+    def _speed(self, setup: Setup) -> tuple[float, float] | None:
+        """Tokens per second with an empty cache, and behind a full one."""
+        if self._machine.bandwidth is None:
+            return None
+        empty, full = (
+            bytes_per_token(self._model.spec, self._runtime, setup, depth)
+            for depth in (0, setup.context)
+        )
+        rate = REACHED * self._machine.bandwidth
+        return rate / empty, rate / full
+
+
+def schemes_of(spec: ModelSpec, recipe: str) -> dict[str, Scheme]:
+    """How a recipe stores every tensor of a model."""
+    chosen = recipe_of(recipe)
+    return {tensor.name: chosen.scheme_for(tensor.name, tensor.shape) for tensor in spec.tensors()}
+
+
+def _does_not_fit(makers: Sequence[_Maker], longest: Sequence[int], wanted: int) -> DoesNotFitError:
+    """What would fit: the longest context at the budget, or the least memory for what is wanted."""
+    smallest = min((maker.plan(wanted) for maker in makers), key=lambda plan: plan.total_bytes)
+    need, budget = smallest.total_bytes / 1e9, smallest.budget_bytes / 1e9
+    recipe = "as it is stored" if smallest.setup.recipe is None else f"in {smallest.setup.recipe}"
+    most = max(longest)
+    hint = f"{need:.2f} GB would hold it, {recipe} with a {smallest.setup.kv} cache"
+    if most:
+        maker = makers[longest.index(most)]
+        named = "" if maker.recipe is None else f" --recipe {maker.recipe}"
+        hint = f"--context {most}{named} --kv {maker.kv} fits; {hint}"
+    elif smallest.setup.recipe is None:
+        hint += f"; or quantize it smaller ({', '.join(RECIPES)})"
+    return DoesNotFitError(f"{wanted} positions do not fit into {budget:.2f} GB", hint=hint)
