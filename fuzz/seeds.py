@@ -158,8 +158,9 @@ def gguf_reader(folder: Path) -> None:
 def safetensors_reader(folder: Path) -> None:
     shapes = {"f32": (3,), "f16": (2, 5), "bf16": (1, 2, 4)}
     tensors = {f"model.{name}": stored(SCHEMES[name], shape) for name, shape in shapes.items()}
-    layout = {name: (tensor.scheme, tensor.shape) for name, tensor in tensors.items()}
-    safetensors.write(folder / "floats", layout=layout, tensors=tensors.items())
+    layout = {n: (safetensors.dtype_of(t.scheme), t.shape) for n, t in tensors.items()}
+    data = ((name, tensor.data) for name, tensor in tensors.items())
+    safetensors.write(folder / "floats", layout=layout, tensors=data)
     header = {
         "__metadata__": {"format": "pt"},
         "ids": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]},

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from halfbyte.formats.lora import CONFIG, PREFIX, WEIGHTS
-from halfbyte.formats.safetensors import write
+from halfbyte.formats.safetensors import dtype_of, write
 from halfbyte.numerics.codec import encode
 from halfbyte.specs import SCHEMES
 
@@ -48,7 +48,7 @@ def write_adapter(
     stored = SCHEMES[scheme]
     write(
         path / WEIGHTS,
-        layout={name: (stored, tuple(tensor.shape)) for name, tensor in tensors.items()},
-        tensors=((name, encode(tensor, stored)) for name, tensor in tensors.items()),
+        layout={name: (dtype_of(stored), tuple(t.shape)) for name, t in tensors.items()},
+        tensors=((name, encode(tensor, stored).data) for name, tensor in tensors.items()),
     )
     return path

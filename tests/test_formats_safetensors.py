@@ -64,13 +64,13 @@ def test_the_reference_library_reads_what_we_write(tmp_path: Path) -> None:
         )
         for name, weight in WEIGHTS.items()
     }
-    layout = {name: (tensor.scheme, tensor.shape) for name, tensor in tensors.items()}
+    layout = {n: (safetensors.dtype_of(t.scheme), t.shape) for n, t in tensors.items()}
     seen: list[tuple[int, int]] = []
     path = tmp_path / "y.safetensors"
     safetensors.write(
         path,
         layout=layout,
-        tensors=iter(tensors.items()),
+        tensors=((name, tensor.data) for name, tensor in tensors.items()),
         progress=lambda *bytes_done: seen.append(bytes_done),
     )
     read = load_file(path)

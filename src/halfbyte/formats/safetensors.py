@@ -212,34 +212,36 @@ def _open_shard(directory: Path, name: str) -> SafetensorsFile:
 def write(
     path: Path,
     *,
-    layout: Mapping[str, tuple[Scheme, tuple[int, ...]]],
-    tensors: Iterable[tuple[str, QTensor]],
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, np.ndarray]],
     progress: Progress | None = None,
 ) -> None:
     """Write one file, a tensor at a time, whole or not at all.
 
-    `layout` says what `tensors` will give, in that order: name -> (f32, f16 or bf16; shape).
+    `layout` says what `tensors` will give, in that order: name -> (type as in the header, shape);
+    the bytes may come in any shape.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, (scheme, shape) in layout.items():
-        start, end = end, end + scheme.bytes(shape)
-        offsets = [start, end]
-        header[name] = {"dtype": _dtype(scheme), "shape": list(shape), "data_offsets": offsets}
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + prod(shape) * BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     done = 0
     with atomic_file(path, size=8 + len(text) + end) as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for (name, (scheme, shape)), (given, tensor) in zip(layout.items(), tensors, strict=True):
-            assert (name, scheme, shape) == (given, tensor.scheme, tensor.shape), (name, given)
-            file.write(tensor.data.data)
-            done += tensor.nbytes
+        for (name, (dtype, shape)), (given, data) in zip(layout.items(), tensors, strict=True):
+            size = prod(shape) * BITS[dtype] // 8
+            assert (name, size) == (given, data.nbytes), (name, given, size, data.nbytes)
+            file.write(np.ascontiguousarray(data).data)
+            done += size
             if progress is not None:
                 progress(done, end)
 
 
-def _dtype(scheme: Scheme) -> str:
+def dtype_of(scheme: Scheme) -> str:
+    """What a header calls f32, f16 or bf16; other schemes are an `UnsupportedError`."""
     for dtype, name in DTYPES.items():
         if name == scheme.name:
             return dtype
