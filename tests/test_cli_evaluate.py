@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commandline import Halfbyte
+
+from halfbyte.cli.compare import table
+from halfbyte.evals.fidelity import Divergence, Fidelity
+from halfbyte.workflows import Side
 
 STORY = "Once upon a time there was a little dog. He liked to play. " * 40
 
@@ -102,3 +107,52 @@ def test_what_holds_its_source_as_it_was_needs_no_gate(
     halfbyte("export", stories260k, "--to", "gguf", "-o", path)
     for model in (path, stories260k):
         assert "measured" not in halfbyte("run", model, "Once", "--raw", "--max-tokens", 1).err
+
+
+def test_compare_sets_models_side_by_side(
+    halfbyte: Halfbyte, stories260k: Path, artefact: Path, story: Path
+) -> None:
+    reading = ("--text", story, "--window", 64, "--max-windows", 2)
+    run = ("compare", stories260k, artefact, *reading, "--rounds", 1, "--threads", 1)
+    before, after = halfbyte(*run, "--json").document["models"]
+    assert before["texts"] == [] and after["texts"][0]["kl"]["mean"] > 0
+    assert before["stored_bytes"] > after["stored_bytes"] > 0
+    assert 8 < after["bits_per_weight"] < before["bits_per_weight"]
+    for side in (before, after):
+        assert side["decode_tokens_per_s"] > 0 and side["peak_bytes"] > 0
+    twice = halfbyte("compare", stories260k, stories260k, *reading)
+    assert twice.code == 2 and "named twice" in twice.err
+
+
+def test_the_table_of_a_comparison_lines_up() -> None:
+    text = Fidelity(
+        name="story",
+        tokens=9,
+        perplexity=5.5,
+        perplexity_error=0.1,
+        reference_perplexity=5.0,
+        perplexity_ratio=1.1,
+        kl=Divergence(mean=0.02, mean_error=0, median=0, p90=0, p99=0.5, p999=0, max=1),
+        same_top1=0.875,
+    )
+    base = Side(
+        name="models/base/",
+        parameters=8_000_000,
+        stored_bytes=16_000_000,
+        weights_bytes=20 << 20,
+        peak_bytes=30 << 20,
+        load_s=0.5,
+        token_s=0.004,
+        prompt_tokens_per_s=1000.0,
+        decode_tokens_per_s=250.0,
+        ops="native",
+    )
+    quant = replace(base, name="q.gguf", stored_bytes=4_500_000, token_s=0.002, texts=[text])
+    lines = [*table([base, quant])]
+    assert lines[0].split() == ["base", "q.gguf"]
+    assert lines[2].split() == ["bits", "per", "weight", "16.00", "4.50"]
+    assert lines[6].split() == ["a", "token", "takes", "4.00", "ms", "2.00", "ms", "x0.50"]
+    assert lines[10].split() == ["perplexity", "5.000", "5.500", "+10.00%"]
+    column = lines[0].index("q.gguf")
+    assert all(line[column - 1 : column] in ("", " ") for line in lines)
+    assert lines[13].endswith("87.50%")

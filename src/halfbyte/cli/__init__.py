@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("run", "Generate text: one shot, from stdin, or a chat."),
     "quantize": ("quantize", "Make a smaller model on the grid that ships."),
     "eval": ("evaluate", "Measure perplexity, and KL and top-1 against a reference."),
+    "compare": ("compare", "Before and after in one table: memory, speed, fidelity."),
     "bench": ("bench", "Time a model: prompts, tokens, memory."),
     "export": ("export", "Write a model in another format."),
     "pull": ("pull", "Fetch a model from a hub, checked by hash."),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from halfbyte.evals.gate import Gate
     from halfbyte.evals.tasks.outcome import TaskResult
     from halfbyte.evals.tasks.settings import Settings
-    from halfbyte.workflows import Asked, Measured, Trial, Verdict
+    from halfbyte.workflows import Asked, Evaluation, Measured, Verdict
 
 DEFAULT = "default"
 
@@ -80,30 +80,30 @@ def command(
     from halfbyte.evals.tasks.settings import Settings
     from halfbyte.evals.texts import Reading
     from halfbyte.specs import LoadOptions
-    from halfbyte.workflows import Trial
+    from halfbyte.workflows import Evaluation
 
     settings = Settings(limit=limit, max_tokens=max_tokens, longest=longest, allow_code=allow_code)
     asked = _asked(tasks, settings)
     options = LoadOptions(
         recipe=recipe, method=method, device=device, dtype=dtype, kv=kv, threads=threads
     )
-    trial = Trial(model, against=against, options=options, lora=lora)
-    gate = _gate(gate_name, trial)
+    evaluation = Evaluation(model, against=against, options=options, lora=lora)
+    gate = _gate(gate_name, evaluation)
     reading = Reading(protocol=protocol, window=window, max_windows=max_windows)
-    named = named_files(texts) or ({} if tasks else trial.own_texts)
+    named = named_files(texts) or ({} if tasks else evaluation.own_texts)
     with progress("measuring") as report:
-        measured = trial.measure(named, reading, asked, report)
+        measured = evaluation.measure(named, reading, asked, report)
     verdict = None
     if gate is not None and gate_name is not None:
-        verdict = trial.judge(gate, measured, strict=gate_name == DEFAULT)
-        trial.keep(measured, Path(gate_name).name, verdict)
+        verdict = evaluation.judge(gate, measured, strict=gate_name == DEFAULT)
+        evaluation.keep(measured, Path(gate_name).name, verdict)
     if as_json:
         document("eval", _fields(measured, verdict))
     else:
         _table(measured)
     if verdict is not None:
         judge(verdict)
-    for difference in trial.differences():
+    for difference in evaluation.differences():
         note(f"differs: {difference}")
 
 
@@ -123,16 +123,16 @@ def _asked(tasks: Sequence[str], settings: Settings) -> list[Asked]:
     return [*found.values()]
 
 
-def _gate(name: str | None, trial: Trial) -> Gate | None:
+def _gate(name: str | None, evaluation: Evaluation) -> Gate | None:
     from halfbyte.evals.gate import read_gate
 
     if name is None:
         return None
     if name != DEFAULT:
         return read_gate(Path(name))
-    if trial.base is None:
+    if evaluation.base is None:
         raise InvalidInputError("the default gate needs a reference", hint="use --against")
-    return trial.default_gate()
+    return evaluation.default_gate()
 
 
 def _fields(measured: Measured, verdict: Verdict | None) -> dict[str, Any]:

@@ -4,7 +4,18 @@ Each takes values and paths, calls the rooms downstairs in order, and returns wh
 is shown of it is the command line's affair.
 """
 
-from halfbyte.workflows.evaluating import Asked, Measured, Trial, Verdict
+from halfbyte.workflows.comparing import Side, compare
+from halfbyte.workflows.evaluating import Asked, Evaluation, Measured, Verdict
 from halfbyte.workflows.making import Artefact, export_gguf, quantize
 
-__all__ = ["Artefact", "Asked", "Measured", "Trial", "Verdict", "export_gguf", "quantize"]
+__all__ = [
+    "Artefact",
+    "Asked",
+    "Evaluation",
+    "Measured",
+    "Side",
+    "Verdict",
+    "compare",
+    "export_gguf",
+    "quantize",
+]

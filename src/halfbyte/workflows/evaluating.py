@@ -72,7 +72,7 @@ class Verdict:
     remedies: Sequence[str] = field(default_factory=list[str])
 
 
-class Trial:
+class Evaluation:
     """A model opened to be measured, beside its reference if `against` names one.
 
     The reference is read as it is stored, and on texts computes in f32; its tokenizer and template

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.formats.checkpoint import Source, read, write_gguf
-from halfbyte.formats.manifest import check_sizes, write_manifest
+from halfbyte.formats.manifest import check_sizes, weights_hash, write_manifest
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
+from halfbyte.kernels.choice import oracle
+from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
+from halfbyte.quantizer.calibrated import calibrated
 from halfbyte.quantizer.pipeline import Quantized
 from halfbyte.quantizer.recovered import Recovered
-from halfbyte.specs import Method, recipe_of
+from halfbyte.specs import Recipe, SolveMethod, recipe_of
 
 MODEL_NAME = "model.gguf"
 EXPORTED = "as stored"
@@ -32,28 +36,45 @@ class Artefact:
     details: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrating:
+    """The texts and conversations to calibrate on, and those it must keep its hands off.
+
+    `held_out` will be measured: calibration that holds some of it is refused. `device` and
+    `threads`: what computes.
+    """
+
+    files: Sequence[Path]
+    sampling: Sampling = Sampling()
+    held_out: Sequence[Path] = ()
+    device: str = "auto"
+    threads: int | None = None
+
+
 def quantize(
     model: str,
     target: Path,
     *,
     recipe: str = "q4_0",
-    method: Method = "search",
+    method: SolveMethod | None = None,
+    calibrating: Calibrating | None = None,
     lattice: bool = True,
     progress: Progress | None = None,
 ) -> Artefact:
     """Quantize a checkpoint to a GGUF with its manifest.
 
-    `target`: a .gguf file, or a directory (made if need be) that gets model.gguf. `lattice`:
-    matrices that lie on a Q4_0 lattice are stored as they are. Memory: the largest tensor, not the
-    model.
+    `target`: a .gguf file, or a directory (made if need be) that gets model.gguf. `method` is gptq
+    where there is something to calibrate on, else search. `lattice`: matrices that lie on a Q4_0
+    lattice are stored as they are. Memory: the largest tensor; with calibration a layer, and the
+    states of the windows. What a stopped calibration has done is kept beside `target`.
     """
     place = locate(model, progress)
     check_sizes(place)
     wanted, source = recipe_of(recipe), read(place)
     found = Recovered(source, wanted) if lattice else None
-    quantized = Quantized(found or source, found.recipe if found else wanted, method=method)
-    path = _write(quantized, place, target, progress)
     details: dict[str, Any] = {"rules": wanted.rules}
+    ...
+    path = _write(quantized, place, target, progress)
     if found and found.matrices:
         details["lattice"] = {"matrices": found.matrices, **asdict(found.counts)}
     return _finished(path, place, target, recipe=recipe, method=method, details=details)
