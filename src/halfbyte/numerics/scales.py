@@ -104,6 +104,11 @@ def nearest_on(x: Tensor, scales: Scales) -> Tensor:
     return groups.round_().clamp_(scales.low[..., None], scales.high[..., None]).flatten(1)
 
 
+def meant(integers: Tensor, scales: Scales) -> Tensor:
+    """The weights [n, width] that integers [n, width] stand for."""
+    return integers.unflatten(1, (scales.step.shape[1], -1)).mul(scales.step[..., None]).flatten(1)
+
+
 def search(
     x: Tensor, grid: Grid, storable: Callable[[Tensor], Tensor], weights: Tensor | None = None
 ) -> Tensor:

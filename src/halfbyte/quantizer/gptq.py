@@ -3,12 +3,14 @@ the errors of those before it.
 
 What is minimised is the error of the layer's output on the calibration data, tr(E H E^T) with
 E = weight - stored weight and H = mean of x x^T. The scales are those of a search weighted by the
-diagonal of H and stay as they are stored, so the order of the columns is free: the most important
-go first, and nothing about the order is kept. The errors go back through one Cholesky
-factorisation, H = (A + I) D (A + I)^T with A strictly upper; column j is rounded at
-w_j + sum_i<j e_i A_ij. That is GPTQ's inverse factor in another form, without an inverse.
+diagonal of H, as they are stored; so the order of the columns is free: the most important go first,
+and nothing about the order is kept. Errors are carried by one Cholesky factorisation,
+H = (A + I) D (A + I)^T with A strictly upper: column j is rounded at w_j + sum_i<j e_i A_ij. That
+is GPTQ's inverse factor in another form, without an inverse. Two sweeps of `descent` follow, which
+refit the scales, too. A row that came out worse than the search's keeps the search's.
 
-Sources: Frantar et al. 2022 (GPTQ); Chee et al. 2023 (QuIP: the same, as LDLQ).
+Time: K^3 / 3 + 3 N K^2 multiplications; memory beside the result: K^2, and a few copies of
+`ROWS` rows. Sources: Frantar et al. 2022 (GPTQ); Chee et al. 2023 (QuIP: the same, as LDLQ).
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from halfbyte.errors import InvalidInputError
 from halfbyte.numerics.codec import choose_scales, store
+from halfbyte.numerics.grids import grid_of
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.numerics.scales import Scales
-from halfbyte.numerics.scales import inverse as reciprocal
+from halfbyte.numerics.scales import Scales, joined, meant, nearest_on
+from halfbyte.quantizer.columns import round_columns
+from halfbyte.quantizer.curvature import check, factored, output_error
+from halfbyte.quantizer.descent import Descent
 from halfbyte.specs import Scheme
 
-BLOCK = 128
+BLOCK = 128  # columns whose errors reach the others at once
+ROWS = 4096  # rows at once; they know nothing of each other
+SWEEPS = 2
 
 
 def solve(
@@ -33,52 +39,60 @@ def solve(
     *,
     damping: float = 0.01,
     act_order: bool = True,
+    refit: bool = True,
 ) -> QTensor:
-    """`weight` [N, K] f32 stored in `scheme` for inputs with `hessian` [K, K] = mean of x x^T.
+    """`weight` [N, K] stored in `scheme` for inputs with `hessian` [K, K] = mean of x x^T.
 
-    Raises `InvalidInputError` when the Hessian is not finite or not positive definite even with a
-    tenfold damping; weights that are not numbers are refused as `encode` does.
+    `damping` is relative to the mean diagonal. Without `refit` the scales stay those of the
+    search. Raises `InvalidInputError` for a Hessian that is not finite or not positive definite,
+    `UnsupportedError` for a scheme without integers, and as `encode` does for the weight.
     """
-    damped = _damped(hessian, damping)
-    importance = damped.diagonal()
-    scales = choose_scales(weight, scheme, importance)
-    order = importance.argsort(descending=True) if act_order else torch.arange(len(damped))
-    feedback = _feedback(damped[order][:, order])
-    integers = _round(weight, scales, feedback, order)
-    return store(integers, scales, scheme)
+    check(weight, hessian)
+    width = len(hessian)
+    order = torch.arange(width, device=hessian.device)
+    if act_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+    regular, carry = factored(hessian, order, damping)
+    chosen: list[tuple[Tensor, Scales]] = []
+    for rows in weight.detach().float().split(ROWS):
+        plain = choose_scales(rows, scheme, regular.diagonal())
+        columns, scales = rows.t().contiguous(), plain.each(_transposed)
+        integers = _rounded(columns, scales, carry, order)
+        if refit:
+            descent = Descent(columns, regular, integers, scales, grid_of(scheme).storable)
+            for _ in range(SWEEPS):
+                descent.sweep()
+        found = integers.t().contiguous(), scales.each(_transposed)
+        chosen.append(_better(rows, regular, found, (nearest_on(rows, plain), plain)))
+    integers, scales = zip(*chosen, strict=True)
+    return store(torch.cat(integers), joined(scales), scheme)
 
 
-def _damped(hessian: Tensor, damping: float) -> Tensor:
-    if not bool(torch.isfinite(hessian).all()):
-        raise InvalidInputError("the Hessian holds NaN or infinite numbers")
-    diagonal = hessian.diagonal()
-    return hessian + torch.eye(len(hessian)) * max(float(damping * diagonal.mean()), 1e-30)
+def _rounded(weight: Tensor, scales: Scales, carry: Tensor, order: Tensor) -> Tensor:
+    """Integers [K, N] of a weight [K, N], its columns taken in `order`."""
+    group = order // (len(weight) // len(scales.step))
+    integers, deviations = torch.empty_like(weight), torch.empty_like(weight)
+    for start in range(0, len(order), BLOCK):
+        stop = min(start + BLOCK, len(order))
+        base = weight[order[start:stop]]
+        targets = torch.addmm(base, carry[:start, start:stop].t(), deviations[:start])
+        own = scales.each(lambda field, place=group[start:stop]: field[place])
+        integers[order[start:stop]], deviations[start:stop] = round_columns(
+            base, targets, carry[start:stop, start:stop], own
+        )
+    return integers
 
 
-def _feedback(hessian: Tensor) -> Tensor:
-    """A of H = (A + I) D (A + I)^T."""
-    lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-    if int(failed):
-        raise InvalidInputError("the Hessian is not positive definite")
-    upper = lower.flip(0, 1)
-    return upper / upper.diagonal()
+def _better(
+    weight: Tensor, hessian: Tensor, found: tuple[Tensor, Scales], plain: tuple[Tensor, Scales]
+) -> tuple[Tensor, Scales]:
+    """Row by row the one of less output error."""
+    errors = [output_error(weight - meant(*each), hessian) for each in (found, plain)]
+    kept = (errors[1] < errors[0]).nonzero().flatten()
+    found[0][kept] = plain[0][kept]
+    found[1].step[kept] = plain[1].step[kept]
+    return found
 
 
-def _round(weight: Tensor, scales: Scales, feedback: Tensor, order: Tensor) -> Tensor:
-    columns = weight.t()[order].contiguous()
-    group = (order // (weight.shape[1] // scales.step.shape[1])).tolist()
-    by_group = scales.each(lambda field: field.t().contiguous())
-    errors, integers = torch.zeros_like(columns), torch.empty_like(columns)
-    inverse = reciprocal(by_group.step)
-    for start in range(0, len(columns), BLOCK):
-        stop = min(start + BLOCK, len(columns))
-        targets = columns[start:stop] + feedback[:start, start:stop].t() @ errors[:start]
-        for j in range(start, stop):
-            g = group[j]
-            target = targets[j - start] + feedback[start:j, j] @ errors[start:j]
-            q = torch.mul(target, inverse[g], out=integers[j]).round_()
-            torch.clamp(q, by_group.low[g], by_group.high[g], out=q)
-            torch.addcmul(columns[j], q, by_group.step[g], value=-1, out=errors[j])
-    result = torch.empty_like(integers)
-    result[order] = integers
-    return result.t().contiguous()
+def _transposed(field: Tensor) -> Tensor:
+    return field.t().clone(memory_format=torch.contiguous_format)
