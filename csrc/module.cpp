@@ -27,8 +27,23 @@ using Array32 = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 using ArrayF = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RowsF = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+constexpr int MOST_THREADS = 1024, MOST_HEADS = 1 << 16;
+constexpr size_t MOST_CELLS = size_t(1) << 30;  // positions are 32 bits
+
 void require(bool good, const char* what) {
     if (!good) throw std::invalid_argument(what);
+}
+
+// Numpy makes arrays that do not lie at a multiple of their elements' size.
+template <typename... Kind> const auto* data_of(const nb::ndarray<Kind...>& array) {
+    const auto* data = array.data();
+    require(reinterpret_cast<uintptr_t>(data) % sizeof(*data) == 0, "an array is not aligned");
+    return data;
+}
+
+Activation activation_of(int number) {
+    require(0 <= number && number <= int(Activation::GELU_TANH), "an unknown activation");
+    return Activation(number);
 }
 
 bool has_avx_vnni() {
@@ -80,16 +95,18 @@ double read_bandwidth(Pool& pool, const std::string& isa, size_t bytes) {
 class PackedWeight {
 public:
     // An outline: the shape of a weight that is not there. It can be recorded, not run.
-    PackedWeight(Pool& pool, int scheme, int rows, int cols) : pool_(pool) {
-        require(0 <= scheme && scheme <= int(Scheme::Q6_K), "unknown scheme");
+    PackedWeight(Pool& pool, int number, int rows, int cols) : pool_(pool) {
+        require(0 <= number && number <= int(Scheme::Q6_K), "an unknown scheme");
         require(rows > 0 && cols > 0, "a weight has rows and columns");
-        weight_ = {Scheme(scheme), rows, cols, group_bytes(Scheme(scheme), cols), nullptr};
+        const auto scheme = Scheme(number);
+        require(cols % block_of(scheme) == 0, "the columns are not whole blocks");
+        weight_ = {scheme, rows, cols, group_bytes(scheme, cols), nullptr};
     }
 
-    PackedWeight(Pool& pool, int scheme, int rows, int cols, Array8 stored)
-        : PackedWeight(pool, scheme, rows, cols) {
+    PackedWeight(Pool& pool, int number, int rows, int cols, Array8 stored)
+        : PackedWeight(pool, number, rows, cols) {
         require(stored.shape(0) == size_t(rows) &&
-                    stored.shape(1) == row_bytes(Scheme(scheme), cols),
+                    stored.shape(1) == row_bytes(weight_.scheme, cols),
                 "the bytes do not have the size of the shape");
         memory_ = Bytes(nbytes(), Pages::LARGE_LATER);
         weight_.data = memory_.data();
@@ -105,10 +122,14 @@ public:
     }
 
     nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>> unpack() const {
+        require(weight_.data != nullptr, "an outline has no bytes");
         const size_t bytes = row_bytes(weight_.scheme, weight_.cols);
         auto* data = new uint8_t[bytes * size_t(weight_.rows)]();
         nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
-        over_groups([&](int g, int) { unpack_group(weight_, data, g); });
+        {
+            const nb::gil_scoped_release nogil;
+            over_groups([&](int g, int) { unpack_group(weight_, data, g); });
+        }
         return {data, {size_t(weight_.rows), bytes}, owner};
     }
 
@@ -134,8 +155,10 @@ private:
 // Collapses the weights' memory into large pages, beside whatever runs.
 void settle(Pool& pool, const std::vector<const PackedWeight*>& weights) {
     std::vector<std::pair<uint8_t*, size_t>> ranges;
-    for (const PackedWeight* weight : weights)
+    for (const PackedWeight* weight : weights) {
+        require(weight != nullptr, "a weight that is not there");
         ranges.emplace_back(weight->memory().data(), weight->memory().size());
+    }
     pool.beside([ranges](const Pool::Ending& ending) {
         for (const auto& [data, size] : ranges) collapse(data, size, ending);
     });
@@ -143,7 +166,9 @@ void settle(Pool& pool, const std::vector<const PackedWeight*>& weights) {
 
 class Vector {
 public:
-    explicit Vector(ArrayF values) : values_(values.data(), values.data() + values.shape(0)) {}
+    explicit Vector(ArrayF values) : values_(data_of(values), data_of(values) + values.size()) {
+        require(!values_.empty(), "a vector has elements");
+    }
     const float* data() const { return values_.data(); }
     size_t size() const { return values_.size(); }
 
@@ -154,10 +179,13 @@ private:
 class Cells {
 public:
     Cells(int heads, int dim, size_t cells, int stride, bool sliding, int kind) {
-        require(heads > 0 && dim > 0 && dim % 2 == 0 && dim <= LARGEST_DIM, "heads, an even dim");
+        require(0 < heads && heads <= MOST_HEADS && dim > 0 && dim % 2 == 0 && dim <= LARGEST_DIM,
+                "heads, an even dim");
+        require(0 <= kind && kind <= int(Cell::Q8_0), "an unknown kind of cells");
         const bool integers = Cell(kind) == Cell::Q8_0;
         require(!integers || dim % BLOCK == 0, "q8_0 needs a dim that is a multiple of 32");
-        require(stride > 0 && stride % KEY_TILE == 0 && cells % size_t(stride) == 0,
+        require(stride > 0 && stride % KEY_TILE == 0 && 0 < cells && cells <= MOST_CELLS &&
+                    cells % size_t(stride) == 0,
                 "cells come in strides that are a multiple of 64");
         const size_t each = integers ? 1 : Cell(kind) == Cell::F32 ? 4 : 2, padded = size_t(dim + GROUP - 1) / GROUP * GROUP;
         keys_ = Bytes(size_t(heads) * cells * size_t(dim) * each);
@@ -178,6 +206,15 @@ private:
     KV kv_{};
     Bytes keys_, values_, key_scales_, value_scales_;
 };
+
+Attention attention_of(int heads, int kv_heads, int dim, int window, float scale, float eps,
+                       bool value_norm, int ahead) {
+    require(0 < kv_heads && kv_heads <= heads && heads <= MOST_HEADS && heads % kv_heads == 0,
+            "key/value heads divide the heads");
+    require(0 < dim && dim <= LARGEST_DIM && dim % 2 == 0, "an even dim");
+    require(window >= 0 && 0 <= ahead && size_t(ahead) < MOST_CELLS, "a window and a distance are not negative");
+    return {heads, kv_heads, dim, window, scale, eps, value_norm, ahead};
+}
 
 const float* data_of(const Vector* v, int width) {
     if (v == nullptr) return nullptr;
@@ -202,138 +239,158 @@ private:
 
 using Updates = std::vector<const Update*>;
 
+// What recording knows of a buffer; one of width 0 is filled by nothing.
+struct Made {
+    int width = 0;
+    bool selected = false;  // its rows are those of `select`
+    bool product = false;   // there is one for all threads, which can be changed in place
+};
+
 class Recorder {
 public:
     Recorder(Pool& pool, const std::string& isa) : program_(kernels_of(isa), pool) {}
 
     int embed(const PackedWeight& table, float scale) {
-        note(table);
+        begin();
+        note(table.weight());
         vocab_ = vocab_ == 0 ? table.weight().rows : std::min(vocab_, table.weight().rows);
-        return wide(program_.embed(&table.weight(), scale), table.weight().cols);
+        return made(program_.embed(&table.weight(), scale), {table.weight().cols});
+    }
+    int given(int width) {
+        begin();
+        require(width > 0 && given_ == 0, "states are given once, and have a width");
+        given_ = width;
+        return made(program_.given(width), {width});
+    }
+    int concat(int x, int y) {
+        const Made a = whole(x), b = whole(y);
+        return made(program_.concat(x, y), {a.width + b.width});
     }
     int rms_norm(int x, const Vector* weight, float eps) {
-        return wide(program_.rms_norm(x, data_of(weight, width(x)), eps), width(x));
+        const Made from = known(x);
+        return made(program_.rms_norm(x, data_of(weight, from.width), eps),
+                    {from.width, from.selected});
     }
     int linear(int x, const PackedWeight& w, const Vector* bias, const Updates& updates) {
-        require(w.weight().cols == width(x), "the product does not fit its input");
-        return wide(program_.linear(x, product(w, bias, updates)), w.weight().rows);
+        const Made from = known(x);
+        require(w.weight().cols == from.width, "the product does not fit its input");
+        return made(program_.linear(x, product(w, bias, updates)),
+                    {w.weight().rows, from.selected, true});
     }
     int gated(int x, const PackedWeight& gate, const Vector* gate_bias, const Updates& gate_updates,
               const PackedWeight& up, const Vector* up_bias, const Updates& up_updates,
               int activation) {
+        const Made from = known(x);
         const Weight &a = gate.weight(), &b = up.weight();
-        require(a.cols == width(x) && b.cols == a.cols && a.rows == b.rows && a.scheme == b.scheme,
+        require(a.cols == from.width && b.cols == a.cols && a.rows == b.rows &&
+                    a.scheme == b.scheme,
                 "gate and up are not alike");
-        return wide(program_.gated(x, product(gate, gate_bias, gate_updates),
-                                   product(up, up_bias, up_updates), Activation(activation)),
-                    a.rows);
+        return made(program_.gated(x, product(gate, gate_bias, gate_updates),
+                                   product(up, up_bias, up_updates), activation_of(activation)),
+                    {a.rows, from.selected, true});
     }
     int rope_and_store(int q, int k, int v, const Vector* q_norm, const Vector* k_norm,
                        const Attention& a, const std::vector<float>& frequencies, Cells& cells) {
-        require(width(q) == a.heads * a.dim && width(k) == a.kv_heads * a.dim &&
-                    width(v) == width(k) && frequencies.size() * 2 == size_t(a.dim) &&
-                    cells.kv().heads == a.kv_heads && cells.kv().dim == a.dim,
+        require(queries(q, a) && q != k && q != v && whole(k).width == a.kv_heads * a.dim &&
+                    whole(v).width == a.kv_heads * a.dim && frequencies.size() * 2 == size_t(a.dim),
                 "the projections do not fit the attention");
-        return wide(program_.rope_and_store(q, k, v, data_of(q_norm, a.dim),
-                                            data_of(k_norm, a.dim), a, frequencies, &cells.kv()),
-                    width(q));
+        uses(cells, a);
+        program_.rope_and_store(q, k, v, data_of(q_norm, a.dim), data_of(k_norm, a.dim), a,
+                                frequencies, &cells.kv());
+        return q;
     }
     int rope(int q, const Vector* q_norm, const Attention& a,
              const std::vector<float>& frequencies) {
-        require(width(q) == a.heads * a.dim && frequencies.size() * 2 == size_t(a.dim),
+        require(queries(q, a) && frequencies.size() * 2 == size_t(a.dim),
                 "the queries do not fit the attention");
-        return wide(program_.rope(q, data_of(q_norm, a.dim), a, frequencies), width(q));
+        program_.rope(q, data_of(q_norm, a.dim), a, frequencies);
+        return q;
+    }
+    int attend(int q, const Attention& a, Cells& cells) {
+        require(queries(q, a), "the queries do not fit the attention");
+        uses(cells, a);
+        return made(program_.attend(q, a, &cells.kv()), {a.heads * a.dim, false, true});
     }
     int route_experts(int x, int scores, const PackedWeight& gate_up, const PackedWeight& down,
                       const Vector& scale, int used, float score_scale, int activation) {
         const Weight &in = gate_up.weight(), &out = down.weight();
-        const int experts = int(scale.size()), inner = out.cols, hidden = width(x);
-        require(0 < used && used <= experts && width(scores) == experts && inner % GROUP == 0 &&
-                    hidden % GROUP == 0 && in.cols == hidden && in.rows == experts * 2 * inner &&
-                    out.rows == experts * hidden,
+        const int64_t experts = int64_t(scale.size()), inner = out.cols, hidden = whole(x).width;
+        require(0 < used && used <= experts && whole(scores).width == experts &&
+                    inner % GROUP == 0 && hidden % GROUP == 0 && in.cols == hidden &&
+                    in.rows == experts * 2 * inner && out.rows == experts * hidden,
                 "the experts do not fit");
-        note(gate_up);
-        note(down);
-        const Mixture mixture{&in, &out, scale.data(), experts, used, inner, score_scale};
-        return wide(program_.route_experts(x, scores, mixture, Activation(activation)), hidden);
+        note(in);
+        note(out);
+        const Mixture mixture{&in, &out, scale.data(), int(experts), used, out.cols, score_scale};
+        return made(program_.route_experts(x, scores, mixture, activation_of(activation)),
+                    {int(hidden), false, true});
     }
     int per_layer_inputs(int tokens, int context, const Vector& norm, float eps, float scale) {
-        const int own = int(norm.size());
-        require(width(tokens) == width(context) && width(tokens) % own == 0,
+        const int width = whole(tokens).width, own = int(norm.size());
+        require(whole(context).width == width && width % own == 0,
                 "the embeddings per layer do not fit");
-        return wide(program_.per_layer_inputs(tokens, context, norm.data(), own, eps, scale),
-                    width(tokens));
+        return made(program_.per_layer_inputs(tokens, context, norm.data(), own, eps, scale),
+                    {width});
     }
     int gate_by(int gate, int inputs, int first, int activation) {
-        require(first >= 0 && first + width(gate) <= width(inputs), "the gate does not fit");
-        return wide(program_.gate_by(gate, inputs, first, Activation(activation)), width(gate));
-    }
-    int attend(int q, const Attention& a, Cells& cells) {
-        require(width(q) == a.heads * a.dim && a.heads % a.kv_heads == 0 &&
-                    (a.window > 0) == cells.kv().sliding,
-                "the queries do not fit the attention");
-        if (cells.kv().sliding) {
-            require(a.window <= cells.kv().stride, "the ring is too short");
-            num_rings_ = cells.kv().cells / size_t(cells.kv().stride);
-        } else {
-            page_len_ = cells.kv().stride;
-            num_pages_ = cells.kv().cells / size_t(cells.kv().stride);
-        }
-        return wide(program_.attend(q, a, &cells.kv()), width(q));
+        const int width = whole(gate).width;
+        require(0 <= first && first <= whole(inputs).width - width, "the gate does not fit");
+        return made(program_.gate_by(gate, inputs, first, activation_of(activation)), {width});
     }
     int residual(int x, int update, const Vector* norm, float eps, const Vector* scalar) {
-        require(width(x) == width(update), "the residual does not fit");
-        return wide(program_.residual(x, update, data_of(norm, width(x)), eps, data_of(scalar, 1)),
-                    width(x));
+        const Made a = known(x), b = known(update);
+        require(a.width == b.width && a.selected == b.selected, "the residual does not fit");
+        return made(program_.residual(x, update, data_of(norm, a.width), eps, data_of(scalar, 1)),
+                    {a.width, a.selected});
     }
-    int select(int x) { return wide(program_.select(x), width(x)); }
-    int given(int width) {
-        require(width > 0 && given_ == 0, "states are given once, and have a width");
-        given_ = width;
-        return wide(program_.given(width), width);
+    int select(int x) {
+        const int width = whole(x).width;
+        return made(program_.select(x), {width, true});
     }
-    int concat(int a, int b) { return wide(program_.concat(a, b), width(a) + width(b)); }
     int clusters(int x, int scores, const PackedWeight& head, int used) {
         const Weight& w = head.weight();
-        const int count = width(scores);
+        const int count = whole(scores).width;
         require(0 < used && used <= count && w.rows % count == 0 &&
-                    w.rows / count % GROUP == 0 && w.cols == width(x),
+                    w.rows / count % GROUP == 0 && w.cols == whole(x).width,
                 "the clusters do not fit");
-        note(head);
-        return wide(program_.clusters(x, scores, &w, count, used), w.rows);
+        note(w);
+        return made(program_.clusters(x, scores, &w, count, used), {w.rows, false, true});
     }
     void finish(const std::vector<int>& outputs, float softcap) {
         require(!outputs.empty(), "nothing comes out");
-        for (int output : outputs) (void)width(output);
+        for (int output : outputs) (void)known(output);
+        require(softcap == 0 || known(outputs[0]).product, "only a product can be capped");
         program_.finish(outputs, softcap);
+        finished_ = true;
     }
 
     // spans: [n, 6] of start, count, ring, adapter or -1, first page in `pages`, number of pages.
-    // The arrays returned are views of the program's memory and keep `owner`, the program, alive.
-    std::vector<nb::ndarray<nb::numpy, const float, nb::ndim<2>>> run(nb::handle owner,
-                                                                      Array32 token_ids,
-                                                                      Array32 spans, Array32 pages,
-                                                                      Array32 wanted,
-                                                                      RowsF given) {
+    // The arrays returned are views of the program's memory, which they keep.
+    using View = nb::ndarray<nb::numpy, const float, nb::ndim<2>>;
+    std::vector<View> run(Array32 token_ids, Array32 spans, Array32 pages, Array32 wanted,
+                          RowsF given) {
         require(!outline_, "an outline can be recorded, not run");
+        require(finished_, "the program is not finished");
+        if (running_) throw std::runtime_error("the program is already running, in another thread");
         const size_t rows = token_ids.size();
-        step_.token_ids.assign(token_ids.data(), token_ids.data() + rows);
-        step_.wanted.assign(wanted.data(), wanted.data() + wanted.size());
+        step_.token_ids.assign(data_of(token_ids), data_of(token_ids) + rows);
+        step_.wanted.assign(data_of(wanted), data_of(wanted) + wanted.size());
         for (int32_t id : step_.token_ids) require(0 <= id && id < vocab_, "an unknown token id");
         for (int32_t row : step_.wanted)
             require(0 <= row && size_t(row) < rows, "a wanted row that is not there");
         read_spans(spans, pages, rows);
         require(given_ == 0 || (given.shape(0) == rows && given.shape(1) == size_t(given_)),
                 "the states given do not fit the rows");
-        step_.given = given.data();
-        {
-            const nb::gil_scoped_release nogil;
-            program_.run(step_);
-        }
-        std::vector<nb::ndarray<nb::numpy, const float, nb::ndim<2>>> views;
-        for (const auto& [values, count, width] : program_.outputs(step_))
+        step_.given = data_of(given);
+        run_step();
+        std::vector<View> views;
+        for (const auto& [values, count, width, memory] : program_.outputs(step_)) {
+            const nb::capsule owner(new auto(memory), [](void* p) noexcept {
+                delete static_cast<std::shared_ptr<const Bytes>*>(p);
+            });
             views.emplace_back(values, std::initializer_list<size_t>{size_t(count), size_t(width)},
                                owner);
+        }
         return views;
     }
     size_t scratch_bytes(int rows, int wanted) const {
@@ -341,25 +398,64 @@ public:
     }
 
 private:
-    int wide(int buffer, int width) {
-        widths_.resize(size_t(buffer) + 1, 0);
-        widths_[size_t(buffer)] = width;
+    void begin() const { require(!finished_, "a finished program records no more"); }
+    int made(int buffer, Made made) {
+        made_.resize(size_t(buffer) + 1);
+        made_[size_t(buffer)] = made;
         return buffer;
     }
-    int width(int buffer) const {
-        require(0 <= buffer && size_t(buffer) < widths_.size() && widths_[size_t(buffer)] > 0,
+    Made known(int buffer) const {
+        begin();
+        require(0 <= buffer && size_t(buffer) < made_.size() && made_[size_t(buffer)].width > 0,
                 "a buffer that nothing fills");
-        return widths_[size_t(buffer)];
+        return made_[size_t(buffer)];
     }
-    void note(const PackedWeight& w) { outline_ |= w.weight().data == nullptr; }
+    Made whole(int buffer) const {
+        require(!known(buffer).selected, "all rows are needed, not those selected");
+        return known(buffer);
+    }
+    bool queries(int q, const Attention& a) const {
+        return whole(q).product && known(q).width == a.heads * a.dim;
+    }
+    // The smallest cache of a kind says which pages and rings there are.
+    void uses(const Cells& cells, const Attention& a) {
+        const KV& kv = cells.kv();
+        require(kv.heads == a.kv_heads && kv.dim == a.dim && kv.sliding == (a.window > 0),
+                "the cells do not fit the attention");
+        const size_t count = kv.cells / size_t(kv.stride);
+        if (kv.sliding) {
+            require(a.window <= kv.stride, "the ring is too short");
+            num_rings_ = std::min(num_rings_, count);
+            rings_.push_back({a.window, kv.stride});
+            return;
+        }
+        require(page_len_ == 0 || page_len_ == kv.stride, "pages of several lengths");
+        page_len_ = kv.stride;
+        num_pages_ = std::min(num_pages_, count);
+    }
+    void run_step() {
+        struct Running {
+            bool& flag;
+            explicit Running(bool& flag) : flag(flag) { flag = true; }
+            ~Running() { flag = false; }
+        };
+        const Running running(running_);
+        const nb::gil_scoped_release nogil;
+        program_.run(step_);
+    }
+    void note(const Weight& w) { outline_ |= w.data == nullptr; }
     Product product(const PackedWeight& w, const Vector* bias, const Updates& updates) {
-        note(w);
+        note(w.weight());
         Product product{&w.weight(), data_of(bias, w.weight().rows)};
         for (const Update* update : updates) {
             const LowRank added = update == nullptr ? LowRank{} : update->update();
             require(update == nullptr || (added.a->cols == w.weight().cols &&
                                           added.b->rows == w.weight().rows),
                     "an update does not fit its weight");
+            if (update != nullptr) {
+                note(*added.a);
+                note(*added.b);
+            }
             product.updates.push_back(added);
         }
         if (!updates.empty()) {
@@ -370,23 +466,26 @@ private:
     }
     void read_spans(Array32 spans, Array32 pages, size_t rows) {
         require(spans.ndim() == 2 && spans.shape(1) == 6, "a span has six numbers");
-        pages_.assign(pages.data(), pages.data() + pages.size());
+        pages_.assign(data_of(pages), data_of(pages) + pages.size());
         for (int32_t page : pages_)
-            require(page_len_ == 0 || (page >= 0 && size_t(page) < num_pages_),
-                    "a page that is not there");
+            require(page >= 0 && size_t(page) < num_pages_, "a page that is not there");
         step_.spans.clear();
         size_t row = 0;
         for (size_t s = 0; s < spans.shape(0); ++s) {
-            const int32_t* f = spans.data() + 6 * s;
+            const int32_t* f = data_of(spans) + 6 * s;
             const int32_t start = f[0], count = f[1], ring = f[2], adapter = f[3];
             const int32_t first_page = f[4], page_count = f[5];
             require(start >= 0 && count > 0 && ring >= 0 && first_page >= 0 && page_count >= 0 &&
                         size_t(first_page) + size_t(page_count) <= pages_.size(),
                     "a span outside of its pages");
+            require(int64_t(start) + count <= int64_t(MOST_CELLS), "a position beyond any");
             if (page_len_ > 0)
                 require(int64_t(page_count) * page_len_ >= int64_t(start) + count,
                         "a span has too few pages");
-            if (num_rings_ > 0) require(size_t(ring) < num_rings_, "a ring that is not there");
+            require(size_t(ring) < num_rings_, "a ring that is not there");
+            for (const Ring& of : rings_)
+                require(count <= of.stride - std::min(of.window - 1, start),
+                        "a span is too long for its ring");
             require(adapter >= -1 && adapter < int(adapters_), "an adapter that is not there");
             step_.spans.push_back({int(row), start, count, ring, adapter,
                                    pages_.data() + first_page});
@@ -395,12 +494,18 @@ private:
         require(row == rows, "the spans do not cover the rows");
     }
 
+    struct Ring {
+        int window, stride;
+    };
+
     Program program_;
     Step step_;
     std::vector<int32_t> pages_;
-    std::vector<int> widths_;
+    std::vector<Made> made_;
+    std::vector<Ring> rings_;
     int vocab_ = 0, page_len_ = 0, given_ = 0;
-    size_t num_pages_ = 0, num_rings_ = 0, adapters_ = 0;
+    size_t num_pages_ = MOST_CELLS, num_rings_ = MOST_CELLS, adapters_ = 0;
+    bool finished_ = false, running_ = false;
     bool outline_ = false;  // some weight is not there
 };
 
@@ -412,17 +517,23 @@ NB_MODULE(_cpu, m) {
     m.def("settle", &settle);
 
     nb::class_<Pool>(m, "Pool")
-        .def(nb::init<int>())
+        .def("__init__",
+             [](Pool* pool, int threads) {
+                 require(0 < threads && threads <= MOST_THREADS, "a pool of 1 to 1024 threads");
+                 new (pool) Pool(threads);
+             })
         .def_prop_ro("threads", &Pool::threads);
 
     nb::class_<PackedWeight>(m, "Weight")
-        .def(nb::init<Pool&, int, int, int, Array8>(), nb::keep_alive<1, 2>())
+        .def(nb::init<Pool&, int, int, int, Array8>(), nb::arg("pool"), nb::arg("scheme"),
+             nb::arg("rows"), nb::arg("cols"), nb::arg("stored").noconvert(),
+             nb::keep_alive<1, 2>())
         .def(nb::init<Pool&, int, int, int>(), nb::keep_alive<1, 2>())
         .def("unpack", &PackedWeight::unpack)
         .def_prop_ro("nbytes", &PackedWeight::nbytes);
 
     nb::class_<Vector>(m, "Vector")
-        .def(nb::init<ArrayF>())
+        .def(nb::init<ArrayF>(), nb::arg("values").noconvert())
         .def_prop_ro("nbytes", [](const Vector& v) { return v.size() * 4; });
 
     nb::class_<Cells>(m, "Cells")
@@ -430,11 +541,11 @@ NB_MODULE(_cpu, m) {
         .def_prop_ro("nbytes", &Cells::nbytes);
 
     nb::class_<Attention>(m, "Attention")
-        .def("__init__",
-             [](Attention* a, int heads, int kv_heads, int dim, int window, float scale, float eps,
-                bool value_norm, int ahead) {
-                 new (a) Attention{heads, kv_heads, dim, window, scale, eps, value_norm, ahead};
-             });
+        .def("__init__", [](Attention* a, int heads, int kv_heads, int dim, int window, float scale,
+                            float eps, bool value_norm, int ahead) {
+            new (a) Attention(
+                attention_of(heads, kv_heads, dim, window, scale, eps, value_norm, ahead));
+        });
 
     nb::class_<Update>(m, "Update")
         .def(nb::init<const PackedWeight&, const PackedWeight&, float>(), nb::keep_alive<1, 2>(),
@@ -472,11 +583,8 @@ NB_MODULE(_cpu, m) {
         .def("concat", &Recorder::concat)
         .def("clusters", &Recorder::clusters, nb::keep_alive<1, 4>())
         .def("finish", &Recorder::finish)
-        .def("run",
-             [](nb::handle self, Array32 token_ids, Array32 spans, Array32 pages, Array32 wanted,
-                RowsF given) {
-                 return nb::cast<Recorder&>(self).run(self, token_ids, spans, pages, wanted,
-                                                      given);
-             })
+        .def("run", &Recorder::run, nb::arg("token_ids").noconvert(), nb::arg("spans").noconvert(),
+             nb::arg("pages").noconvert(), nb::arg("wanted").noconvert(),
+             nb::arg("given").noconvert())
         .def("scratch_bytes", &Recorder::scratch_bytes);
 }

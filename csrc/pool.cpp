@@ -4,6 +4,9 @@
 #include <sched.h>
 #include <signal.h>
 
+#include <stdexcept>
+#include <system_error>
+
 namespace hb {
 
 namespace {
@@ -11,7 +14,37 @@ namespace {
 constexpr int SPINS = 20000;         // some 50 microseconds, then a worker sleeps
 constexpr int BARRIER_SPINS = 4000;  // then the processor is offered to somebody else
 
+// While it lives, this thread takes no signals, nor do threads that it starts.
+class Unsignalled {
+public:
+    Unsignalled() {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before_);
+    }
+    ~Unsignalled() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+private:
+    sigset_t before_;
+};
+
 }  // namespace
+
+Pool::Turn::Turn(std::atomic<pid_t>& owner) : owner_(owner) {
+    const pid_t self = getpid();
+    pid_t found = 0;
+    while (!owner_.compare_exchange_strong(found, self, std::memory_order_acquire)) {
+        if (found == self) {
+            owner_.wait(self, std::memory_order_relaxed);
+            found = 0;
+        }
+    }
+}
+
+Pool::Turn::~Turn() {
+    owner_.store(0, std::memory_order_release);
+    owner_.notify_one();
+}
 
 Pool::Pool(int threads) : threads_(threads < 1 ? 1 : threads) {}
 
@@ -21,17 +54,19 @@ void Pool::start() {
     if (shared_ != nullptr && owner_ == getpid()) return;
     owner_ = getpid();
     shared_ = new Shared;
-    for (int thread = 1; thread < threads_; ++thread)
-        add([shared = shared_, thread] { work(shared, thread); });
+    try {
+        for (int thread = 1; thread < threads_; ++thread)
+            add([shared = shared_, thread] { work(shared, thread); });
+    } catch (const std::system_error&) {
+        stop();
+        throw std::runtime_error("the system gives no more threads to this process");
+    }
 }
 
 // Signals are for the caller's thread.
 void Pool::add(std::function<void()> work) {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const Unsignalled unsignalled;
     shared_->workers.emplace_back(std::move(work));
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 void Pool::stop() {
@@ -46,6 +81,7 @@ void Pool::stop() {
 
 void Pool::run(const std::function<void(int)>& job) {
     if (threads_ == 1) return job(0);
+    const Turn turn(turn_);
     start();
     Shared& s = *shared_;
     s.job = &job;
@@ -58,6 +94,7 @@ void Pool::run(const std::function<void(int)>& job) {
 }
 
 void Pool::beside(std::function<void(const Ending&)> job) {
+    const Turn turn(turn_);
     start();
     add([shared = shared_, job = std::move(job)] { job([shared] { return shared->ending.load(); }); });
 }

@@ -305,7 +305,8 @@ void Program::reserve(const Step& step) {
         const int rows = capacity_for(step.rows(domain));
         if (rows <= capacity_[domain]) continue;
         for (Place& place : places_)
-            if (place.domain == domain) place.memory = Bytes(place.row_bytes * size_t(rows));
+            if (place.domain == domain)
+                place.memory = std::make_shared<Bytes>(place.row_bytes * size_t(rows));
         capacity_[domain] = rows;
     }
 }
@@ -337,7 +338,8 @@ void Program::run(Step& step) {
 std::vector<Program::Output> Program::outputs(const Step& step) const {
     std::vector<Output> all;
     for (int b : outputs_)
-        all.push_back({floats(b, step, 0), step.rows(buffers_[b].domain), buffers_[b].width});
+        all.push_back({floats(b, step, 0), step.rows(buffers_[b].domain), buffers_[b].width,
+                       places_[buffers_[b].place].memory});
     return all;
 }
 
@@ -372,7 +374,7 @@ uint8_t* Program::base(int b, const Step& step, int thread, size_t bytes_before,
     const Buffer& buffer = buffers_[b];
     const bool own = buffer.own && replicated(buffer.domain, step);
     const size_t skip = own ? plane_bytes * OWN_ROWS * size_t(thread) : 0;
-    return places_[buffer.place].memory.data() + bytes_before * size_t(capacity_[buffer.domain]) +
+    return places_[buffer.place].memory->data() + bytes_before * size_t(capacity_[buffer.domain]) +
            skip;
 }
 

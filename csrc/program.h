@@ -69,10 +69,11 @@ public:
     void finish(const std::vector<int>& outputs, float softcap);
 
     void run(Step& step);
-    // One for each output of `finish`: [rows, width], valid until the next run.
+    // One for each output of `finish`: [rows, width] in `memory`, overwritten by the next run.
     struct Output {
         const float* values;
         int rows, width;
+        std::shared_ptr<const Bytes> memory;
     };
     std::vector<Output> outputs(const Step& step) const;
     // The memory that steps of up to so many rows need for what they compute.
@@ -112,7 +113,7 @@ private:
         Domain domain;
         size_t row_bytes;
         int free_from;
-        Bytes memory;
+        std::shared_ptr<const Bytes> memory;  // what `outputs` has given away outlives a larger one
     };
 
     int buffer(int width, Domain domain, bool rounded, bool own);

@@ -284,6 +284,16 @@ template <bool packing> void over_lanes(const Weight& w, uint8_t* stored, int g)
 
 }  // namespace
 
+int block_of(Scheme scheme) {
+    switch (scheme) {
+        case Scheme::Q4_0:
+        case Scheme::Q8_0: return BLOCK;
+        case Scheme::Q4_K:
+        case Scheme::Q6_K: return SUPER;
+        default: return 1;
+    }
+}
+
 size_t row_bytes(Scheme scheme, int cols) {
     switch (scheme) {
         case Scheme::Q4_0: return size_t(cols) / BLOCK * Q4_0_BYTES;

@@ -7,6 +7,9 @@
 
 namespace hb {
 
+// Columns that are stored together.
+int block_of(Scheme scheme);
+
 // Bytes of one stored row, and of one packed group.
 size_t row_bytes(Scheme scheme, int cols);
 size_t group_bytes(Scheme scheme, int cols);
