@@ -5,7 +5,9 @@ Values are read when asked for, so a test or a caller may change them at any tim
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -64,15 +66,34 @@ def thread_count() -> int | None:
     return int(text) if text.isdigit() and int(text) > 0 else None
 
 
-def processor_count() -> int:
-    """The processors this process may use: its affinity, and its share of a container."""
+def processor_count(root: Path = Path("/")) -> int:
+    """The processors this process may use: its affinity, and its share of a container.
+
+    A part of a processor counts only where it is all there is: the thread on it would keep the
+    others waiting. `root` is where /proc and /sys are.
+    """
     allowed = len(os.sched_getaffinity(0))
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        limit, period = quota.read_text().split()
-        if limit != "max":
-            allowed = min(allowed, max(1, int(limit) // int(period)))
-    return allowed
+    return max(1, int(min([allowed, *map(_quota, _control_groups(root))])))
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The folders that may limit the processors: this process's groups, and those around them."""
+    table = root / "proc/self/cgroup"
+    for line in table.read_text().splitlines() if table.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = top / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
+
+
+def _quota(group: Path) -> float:
+    """Processors a control group may use; version 2 keeps them in one file, version 1 in two."""
+    files = [group / name for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    numbers = " ".join(file.read_text() for file in files if file.exists()).split()
+    limited = len(numbers) == 2 and numbers[0].isdigit()
+    return int(numbers[0]) / int(numbers[1]) if limited else math.inf
 
 
 def no_color() -> bool:
