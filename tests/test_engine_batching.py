@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from halfbyte.engine import Completion, Engine, Event, sample
 from halfbyte.errors import DoesNotFitError, InvalidInputError
+from halfbyte.models.cache import PAGE_LEN
 from halfbyte.specs import Request, SamplingParams
 
 

@@ -17,6 +17,16 @@ def length(value: str) -> int:
     return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
 
 
+def size(value: str) -> int:
+    """A number of bytes: 12GiB (2^30), 6.7GB (10^9), 512MiB, 8G (2^30)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?[bB])?", value.strip())
+    if match is None or float(match[1]) == 0:
+        raise click.BadParameter(f"'{value}' is no size; write 12GiB or 6.7GB")
+    decimal = match[3] is not None and len(match[3]) == 1 and match[2]
+    base = 1000 if decimal else 1024
+    return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
+
+
 def gib(size: int) -> str:
     """Bytes for a person: 5.2 MiB, 6.71 GiB."""
     value = float(size)

@@ -70,7 +70,7 @@ def card(name: str) -> Machine:
     """The card of that name ("rtx-3060", "RTX 3060", "4070 Ti Super"). `InvalidInputError`."""
     wanted = _plain(name)
     for known, (size, bandwidth) in CARDS.items():
-        if wanted in (_plain(known), _plain(known.partition("-")[2])):
+        if wanted and wanted in (_plain(known), _plain(known.partition("-")[2])):
             return Machine(
                 name=known, kind="cuda", memory_bytes=size * GIB, bandwidth=bandwidth * 1e9
             )
