@@ -12,7 +12,7 @@ from typing import Protocol
 
 from halfbyte import env
 from halfbyte.kernels.contract import KVLayout
-from halfbyte.kernels.cpu import CPUOps, instruction_set
+from halfbyte.kernels.cpu import CPUOps, CPUStep, instruction_set
 from halfbyte.models.cache import CacheShape
 from halfbyte.models.load import outline
 from halfbyte.specs import Basis, DeviceKind, ModelSpec, Row, Scheme
@@ -64,7 +64,9 @@ class NativeRuntime:
         decoder = outline(spec, schemes, ops)
         self.name = ops.name
         self.packed_bytes = ops.packed_bytes
-        self._step = decoder.new_cache(CacheShape(pages=1, ring_slack=1)).step
+        step = decoder.new_cache(CacheShape(pages=1, ring_slack=1)).step
+        assert isinstance(step, CPUStep)
+        self._step = step
 
     def kv_bytes(self, layout: KVLayout) -> int:
         return CPUOps.kv_bytes(layout)

@@ -71,10 +71,11 @@ def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]
             f"a context of {goal.context} is beyond the model's {limit}",
             hint=f"give --context {limit} or less",
         )
+    caches = KV_ORDER if goal.kv is None else (goal.kv,)
     makers = [
         _Maker(model, machine, goal, recipe, kv)
         for recipe in _recipes(model, goal)
-        for kv in ((goal.kv,) if goal.kv else KV_ORDER)
+        for kv in caches
     ]
     wanted = goal.context or min(limit, USUAL_CONTEXT)
     longest = [maker.longest(limit) for maker in makers]
