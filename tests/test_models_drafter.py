@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from assistants import PAIRS, VOCAB, Pair, pair
-from oracle import relative_error
+from oracle import CONFIGS, MemorySource, oracle, relative_error, source_of
+from random_drafters import random_drafter
 
+from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
+from halfbyte.families import family_of
+from halfbyte.families.gemma4_assistant import drafter_for
 from halfbyte.formats.checkpoint import Checkpoint, read, write_gguf
 from halfbyte.kernels.contract import OpSet
 from halfbyte.kernels.cpu import CPUOps, instruction_set
 from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.models.cache import CacheShape, Slot
-from halfbyte.models.decoder import Chunk
+from halfbyte.models.decoder import Chunk, Decoder
 from halfbyte.models.load import load, load_drafter
+from halfbyte.specs import RopeSpec, paired_layers
 
 LENGTH, STEPS = 60, 4  # more than two windows of 24
 IDS = [int(token) for token in np.random.default_rng(7).integers(0, 128, LENGTH)]
@@ -79,3 +86,105 @@ def test_the_first_state_is_what_transformers_starts_from(name: str) -> None:
     _, states = target.outputs([Chunk(slot=Slot(pages=[0]), token_ids=IDS)], cache)
     first = made.drafted(IDS, BONUS, 1)[0]
     assert relative_error(states, first.given) < 5e-5
+
+
+def random_pair(config: str = "llama", **options: Any) -> tuple[Decoder, MemorySource]:
+    """A random target on the reference, and a random drafter for it."""
+    target = load(source_of(oracle(CONFIGS[config]), CONFIGS[config]), ReferenceOps())
+    return target, random_drafter(target.spec, **options)
+
+
+def test_a_shortlist_has_no_other_tokens() -> None:
+    target, source = random_pair(head_rows=20)
+    drafter = load_drafter(source, target)
+    cache = target.new_cache(CacheShape(pages=1, ring_slack=8, kind="f32"))
+    slot = Slot(pages=[0])
+    _, states = target.outputs([Chunk(slot=slot, token_ids=IDS[:8])], cache)
+    logits, _ = drafter.forward([3], states, [slot], cache)
+    tokens = source.weights["head.tokens"].int().tolist()
+    assert np.flatnonzero(np.isfinite(logits[0])).tolist() == sorted(tokens)
+
+
+@pytest.mark.parametrize("config", ["llama", "llama3-rope", "gemma3", "gemma4-per-layer"])
+def test_a_drafter_for_any_target_goes_through_a_gguf(config: str, tmp_path: Path) -> None:
+    target, source = random_pair(config, head_rows=20, fingerprint="abc")
+    layers = tuple(
+        replace(layer, attention=replace(layer.attention, ahead=0)) for layer in source.spec.layers
+    )
+    source = replace(source, spec=replace(source.spec, layers=layers))
+    write_gguf(source, tmp_path / "drafter.gguf")
+    found = read(tmp_path / "drafter.gguf")
+    assert found.spec == source.spec
+    assert paired_layers(found.spec, target.spec) == paired_layers(source.spec, target.spec)
+    ours, again = (load_drafter(it, target) for it in (source, found))
+    assert ours.spec == again.spec
+
+
+def test_a_layer_before_the_last_can_be_read(tmp_path: Path) -> None:
+    target = load(source_of(oracle(CONFIGS["llama"]), CONFIGS["llama"]), ReferenceOps())
+    spec = drafter_for(target.spec, reads=[0, 1], hidden=32, width=64)
+    assert [layer.kv_source for layer in spec.layers] == [-2, -1]
+    assert paired_layers(spec, target.spec) == (0, 1)
+    metadata = {f"gemma4-assistant.{k}": v for k, v in family_of(spec).to_metadata(spec).items()}
+    assert metadata["gemma4-assistant.halfbyte.kv_sources"] == [-2, -1]
+
+
+def test_query_positions_move_the_queries_and_nothing_else() -> None:
+    target, source = random_pair("gemma4-unified")
+    outcomes = []
+    for ahead in (0, 1):
+        layers = tuple(
+            replace(layer, attention=replace(layer.attention, ahead=ahead))
+            for layer in source.spec.layers
+        )
+        drafter = load_drafter(replace(source, spec=replace(source.spec, layers=layers)), target)
+        cache = target.new_cache(CacheShape(pages=1, ring_slack=LENGTH, kind="f32"))
+        slot = Slot(pages=[0])
+        _, states = target.outputs([Chunk(slot=slot, token_ids=IDS)], cache)
+        outcomes.append(drafter.forward([BONUS], states, [slot], cache)[0].copy())
+    assert 1e-4 < relative_error(*outcomes) < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drafter": {"target_hidden": 32}}, "of width 32, not 64"),
+        ({"vocab": 100}, "of vocabulary 100, not 128"),
+        ({"attention": {"kv_heads": 1}}, "1 key/value heads of 16"),
+        ({"attention": {"window": 24}}, "reads a sliding layer that the target does not have"),
+        ({"attention": {"rope": RopeSpec(theta=5.0)}}, "rotated otherwise"),
+        ({"kv_source": -3}, "reads a full layer that the target does not have"),
+    ],
+)
+def test_a_drafter_of_another_target_is_refused(change: dict[str, Any], message: str) -> None:
+    target, source = random_pair()
+    spec = source.spec
+    (layer,) = spec.layers
+    if "attention" in change:
+        layer = replace(layer, attention=replace(layer.attention, **change["attention"]))
+    if "kv_source" in change:
+        layer = replace(layer, **change)
+    if "vocab" in change:
+        spec = replace(spec, **change)
+    if "drafter" in change:
+        spec = replace(spec, drafter=replace(spec.drafter, **change["drafter"]))
+    with pytest.raises(InvalidInputError, match=message):
+        paired_layers(replace(spec, layers=(layer,)), target.spec)
+
+
+def test_a_drafter_is_no_model_and_a_model_no_drafter() -> None:
+    target, source = random_pair()
+    with pytest.raises(UnsupportedError, match="does not run alone"):
+        load(source, ReferenceOps())
+    with pytest.raises(InvalidInputError, match="is no drafter"):
+        paired_layers(target.spec, target.spec)
+    with pytest.raises(InvalidInputError, match="target is a drafter"):
+        paired_layers(source.spec, source.spec)
+
+
+def test_tokens_of_a_head_are_each_different_and_known() -> None:
+    target, source = random_pair(head_rows=20)
+    for wrong in (torch.zeros(20), torch.arange(20) + 120.0):
+        weights = {**source.weights, "head.tokens": wrong}
+        with pytest.raises(IntegrityError, match="ids twice, or outside the vocabulary"):
+            load_drafter(replace(source, weights=weights), target)

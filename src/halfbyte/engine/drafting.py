@@ -103,7 +103,7 @@ class Speculator:
                 for sequence, room in zip(sequences, rooms, strict=True)
             ]
         nothing: list[tuple[Drafter | None, Plan]] = [(None, Plan(0, 0.0)) for _ in sequences]
-        if self._is_stale(len(sequences)):
+        if self._since_plain >= STALE or self._forward.at(1) is None:
             return nothing
         plans = [
             self._fastest(sequence, room, len(sequences))
@@ -120,10 +120,6 @@ class Speculator:
             self._longest(sequence, min(room, 1))
             for sequence, room in zip(sequences, rooms, strict=True)
         ]
-
-    def _is_stale(self, sequences: int) -> bool:
-        """Whether a plain round has to be timed."""
-        return self._since_plain >= STALE or self._forward.measured(sequences) is None
 
     def _longest(self, sequence: Sequence, room: int) -> tuple[Drafter | None, Plan]:
         """By the drafter with the most tokens, however slow."""

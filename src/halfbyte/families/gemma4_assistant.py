@@ -12,7 +12,7 @@ key it sees, as in Transformers and llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +21,76 @@ from halfbyte.families import gemma4
 from halfbyte.families.family import Family, Header
 from halfbyte.families.fields import Fields
 from halfbyte.families.names import BOTH_NORMS, COMMON, Name, expand
-from halfbyte.specs import CentroidSpec, DrafterSpec, LayerSpec, ModelSpec
+from halfbyte.specs import (
+    AttentionSpec,
+    CentroidSpec,
+    DrafterSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelSpec,
+)
 
 OWN = "halfbyte"
 AHEAD = 1
+
+
+def drafter_for(
+    target: ModelSpec,
+    *,
+    reads: Sequence[int],
+    hidden: int,
+    width: int,
+    head_rows: int | None = None,
+    fingerprint: str | None = None,
+) -> ModelSpec:
+    """The spec of a drafter for any target, one layer for each of the target's that it `reads`.
+
+    `reads` are indices of layers that keep keys of their own; the last one sees everything.
+    Queries have the heads, the rotation and the sight of the layer they read, their own norm and
+    scale 1. `hidden` and `width` (of the MLP) are free, `head_rows` is that of a shortlist.
+    """
+    return ModelSpec(
+        family=FAMILY.name,
+        architecture=FAMILY.architectures[0],
+        hidden=hidden,
+        vocab=target.vocab,
+        context=target.context,
+        norm_eps=target.norm_eps,
+        tied_head=False,
+        layers=tuple(_reader(target, index, width) for index in reads),
+        drafter=DrafterSpec(
+            target_hidden=target.hidden,
+            head_rows=head_rows or target.vocab,
+            target=fingerprint,
+        ),
+    )
+
+
+def _reader(target: ModelSpec, index: int, width: int) -> LayerSpec:
+    """A layer that reads the target's layer `index`."""
+    read = target.layers[index].attention
+    alike = [
+        other
+        for other, layer in enumerate(target.layers)
+        if layer.kv_source is None and (layer.attention.window is None) == (read.window is None)
+    ]
+    return LayerSpec(
+        attention=AttentionSpec(
+            heads=read.heads,
+            kv_heads=read.kv_heads,
+            head_dim=read.head_dim,
+            rope=read.rope,
+            scale=1.0,
+            window=read.window,
+            qk_norm=True,
+            value_norm=True,
+            ahead=AHEAD,
+        ),
+        mlp=MLPSpec(width=width, activation="gelu_tanh"),
+        kv_source=alike.index(index) - len(alike),
+        post_norms=True,
+        scalar=True,
+    )
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
