@@ -71,7 +71,7 @@ def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]
             f"a context of {goal.context} is beyond the model's {limit}",
             hint=f"give --context {limit} or less",
         )
-    caches = KV_ORDER if goal.kv is None else (goal.kv,)
+    caches: Sequence[KVType] = KV_ORDER if goal.kv is None else (goal.kv,)
     makers = [
         _Maker(model, machine, goal, recipe, kv)
         for recipe in _recipes(model, goal)
