@@ -22,7 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     gemma4_assistant.FAMILY,
 )
 
-__all__ = ["FAMILIES", "Family", "Header", "Name", "family_of", "spec_of"]
+__all__ = ["FAMILIES", "Family", "Header", "Name", "config_of", "family_of", "spec_of"]
 
 
 def spec_of(facts: Mapping[str, Any] | Header) -> ModelSpec:
@@ -48,6 +48,22 @@ def spec_of(facts: Mapping[str, Any] | Header) -> ModelSpec:
             return family.from_config(facts)
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise UnsupportedError(f"unknown model type '{kind}'", hint=f"known: {known}")
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    """A config.json of this spec, as Transformers has it for a text model.
+
+    Raises `UnsupportedError` where none says all of it: layers that differ in some other way than
+    the family's do, or a rope whose rule its divisors do not tell.
+    """
+    family = family_of(spec)
+    config = None if family.to_config is None else family.to_config(spec)
+    if config is None or spec_of(config) != spec:
+        raise UnsupportedError(
+            f"this model of the family {family.name} has no config.json that says all of it",
+            hint="start from the original checkpoint, which has one",
+        )
+    return {**config, "architectures": [family.classes[config["model_type"]]]}
 
 
 def family_of(spec: ModelSpec) -> Family:

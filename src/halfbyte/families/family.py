@@ -32,6 +32,8 @@ class Header:
 class Family:
     """One family of models. `model_types` are config.json's, `architectures` are GGUF's.
 
+    `to_config`: a config.json of the text model, which `from_config` reads back as the same spec.
+    `classes`: the class in Transformers of each model type that is a text model.
     `prefixes`: what stands before the names of the text model in a Hugging Face checkpoint.
     `ignored`: beginnings or ends of the full names of tensors that a text model has no use for.
     """
@@ -45,3 +47,5 @@ class Family:
     to_metadata: Callable[[ModelSpec], dict[str, Any]]
     names: Callable[[ModelSpec], dict[str, Name]]
     ignored: tuple[str, ...] = field(default=())
+    to_config: Callable[[ModelSpec], dict[str, Any]] | None = None
+    classes: Mapping[str, str] = field(default_factory=dict[str, str])

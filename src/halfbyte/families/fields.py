@@ -100,3 +100,8 @@ class Fields:
         return IntegrityError(
             f"the field '{self.prefix + key}' is {shown[:60]}; it must be {wanted}"
         )
+
+
+def layer_types(windows: Sequence[int | None]) -> list[str]:
+    """A config.json's words for layers with these windows."""
+    return ["full_attention" if window is None else "sliding_attention" for window in windows]

@@ -16,10 +16,10 @@ from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.families.family import Family, Header
-from halfbyte.families.fields import Fields
+from halfbyte.families.fields import Fields, layer_types
 from halfbyte.families.multiplier import embed_scale_of
 from halfbyte.families.names import BOTH_NORMS, COMMON, Name, expand
-from halfbyte.families.rope import rope_of, stored_rope
+from halfbyte.families.rope import rope_of, rope_parameters, stored_rope
 from halfbyte.specs import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, RopeSpec
 
 PATTERN = 6
@@ -185,6 +185,37 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
     return metadata
 
 
+def to_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config.json of this spec, as a text model."""
+    kinds = [layer.attention for layer in spec.layers]
+    full = next((kind for kind in kinds if kind.window is None), None)
+    sliding = next((kind for kind in kinds if kind.window is not None), None)
+    any_kind = full or sliding or kinds[0]
+    ropes = {
+        "full_attention": full.rope if full else RopeSpec(theta=GLOBAL_THETA),
+        "sliding_attention": sliding.rope if sliding else RopeSpec(theta=LOCAL_THETA),
+    }
+    return {
+        "model_type": "gemma3_text",
+        "hidden_size": spec.hidden,
+        "intermediate_size": spec.layers[0].mlp.width,
+        "num_hidden_layers": len(kinds),
+        "num_attention_heads": any_kind.heads,
+        "num_key_value_heads": any_kind.kv_heads,
+        "head_dim": any_kind.head_dim,
+        "query_pre_attn_scalar": round(any_kind.scale**-2),
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.context,
+        "rms_norm_eps": spec.norm_eps,
+        "tie_word_embeddings": spec.tied_head,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": sliding.window if sliding else 4096,
+        "layer_types": layer_types([kind.window for kind in kinds]),
+        "rope_parameters": {name: rope_parameters(rope) for name, rope in ropes.items()},
+        "final_logit_softcapping": spec.logit_softcap,
+    }
+
+
 def _model(
     *,
     hidden: int,
@@ -247,6 +278,8 @@ FAMILY = Family(
     from_config=from_config,
     from_header=from_header,
     to_metadata=to_metadata,
+    to_config=to_config,
+    classes={"gemma3_text": "Gemma3ForCausalLM"},
     names=names,
     ignored=(
         "vision_tower.",

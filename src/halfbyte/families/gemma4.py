@@ -20,10 +20,10 @@ from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.families.family import Family, Header
-from halfbyte.families.fields import Fields
+from halfbyte.families.fields import Fields, layer_types
 from halfbyte.families.multiplier import embed_scale_of
 from halfbyte.families.names import BOTH_NORMS, COMMON, Name, expand, of_layers
-from halfbyte.families.rope import rope_of
+from halfbyte.families.rope import rope_of, rope_parameters
 from halfbyte.specs import (
     AttentionSpec,
     ExpertSpec,
@@ -298,6 +298,51 @@ def description(spec: ModelSpec) -> dict[str, Any]:
     return metadata
 
 
+def to_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config.json of this spec, as a text model with every field that has a default."""
+    layers = spec.layers
+    full = layers[-1].attention
+    sliding = next((each.attention for each in layers if each.attention.window is not None), None)
+    if sliding is None:
+        raise UnsupportedError("a gemma4 config.json needs sliding layers")
+    shared = sum(layer.kv_source is not None for layer in layers)
+    shares_kv = any(layer.attention.shares_kv for layer in layers)
+    experts = layers[0].experts
+    widths = [layer.mlp.width for layer in layers]
+    return {
+        "model_type": "gemma4_text",
+        "hidden_size": spec.hidden,
+        "intermediate_size": widths[0],
+        "use_double_wide_mlp": widths[-1] != widths[0],
+        "num_hidden_layers": len(layers),
+        "num_kv_shared_layers": shared,
+        "num_attention_heads": full.heads,
+        "head_dim": sliding.head_dim,
+        "global_head_dim": full.head_dim,
+        "num_key_value_heads": sliding.kv_heads,
+        "num_global_key_value_heads": full.kv_heads if shares_kv else None,
+        "attention_k_eq_v": shares_kv,
+        "vocab_size": spec.vocab,
+        "vocab_size_per_layer_input": spec.vocab,
+        "hidden_size_per_layer_input": spec.per_layer.width if spec.per_layer else 0,
+        "max_position_embeddings": spec.context,
+        "rms_norm_eps": spec.norm_eps,
+        "tie_word_embeddings": spec.tied_head,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": sliding.window,
+        "layer_types": layer_types([each.attention.window for each in layers]),
+        "rope_parameters": {
+            "full_attention": rope_parameters(full.rope),
+            "sliding_attention": rope_parameters(sliding.rope),
+        },
+        "final_logit_softcapping": spec.logit_softcap,
+        "enable_moe_block": experts is not None,
+        "num_experts": experts.count if experts else None,
+        "top_k_experts": experts.used if experts else None,
+        "moe_intermediate_size": experts.width if experts else None,
+    }
+
+
 def _model(
     *,
     hidden: int,
@@ -409,6 +454,11 @@ FAMILY = Family(
     from_config=from_config,
     from_header=from_header,
     to_metadata=to_metadata,
+    to_config=to_config,
+    classes={
+        "gemma4_text": "Gemma4ForCausalLM",
+        "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
+    },
     names=names,
     ignored=(
         "model.vision_tower.",

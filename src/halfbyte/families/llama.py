@@ -12,9 +12,9 @@ from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.families.family import Family, Header
-from halfbyte.families.fields import Fields
+from halfbyte.families.fields import Fields, layer_types
 from halfbyte.families.names import COMMON, Name, expand
-from halfbyte.families.rope import rope_of, stored_rope
+from halfbyte.families.rope import rope_of, rope_parameters, stored_rope
 from halfbyte.specs import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, RopeSpec
 
 QWEN = ("qwen2", "qwen3")
@@ -168,6 +168,37 @@ def to_metadata(spec: ModelSpec) -> dict[str, Any]:
     return metadata
 
 
+def to_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config.json of this spec. A llama with a window is called mistral."""
+    layer = spec.layers[0]
+    attention = layer.attention
+    windowed = spec.architecture == "llama" and attention.window is not None
+    config: dict[str, Any] = {
+        "model_type": "mistral" if windowed else spec.architecture,
+        "hidden_size": spec.hidden,
+        "intermediate_size": layer.mlp.width,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.context,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": attention.rope.theta,
+        "rope_parameters": rope_parameters(attention.rope),
+        "tie_word_embeddings": spec.tied_head,
+        "hidden_act": "silu",
+        "attention_bias": attention.output_bias,
+        "mlp_bias": layer.mlp.bias,
+    }
+    if spec.windows:
+        config["sliding_window"] = spec.windows[0]
+    if spec.windows and spec.architecture in QWEN:
+        config["use_sliding_window"] = True
+        config["layer_types"] = layer_types([item.attention.window for item in spec.layers])
+    return config
+
+
 def names(spec: ModelSpec) -> dict[str, Name]:
     """The name table of this spec."""
     return expand(spec, ROWS, paired=PAIRED if spec.architecture == "llama" else frozenset())
@@ -190,6 +221,13 @@ FAMILY = Family(
     from_config=from_config,
     from_header=from_header,
     to_metadata=to_metadata,
+    to_config=to_config,
+    classes={
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    },
     names=names,
     ignored=("rotary_emb.inv_freq",),
 )

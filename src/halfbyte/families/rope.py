@@ -8,7 +8,8 @@ reference code (wavelengths above `original / low_freq_factor` are divided by `f
 from __future__ import annotations
 
 import struct
-from math import inf, pi
+from math import inf, isinf, pi
+from typing import Any
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.families.family import Header
@@ -35,6 +36,27 @@ def rope_of(fields: Fields, head_dim: int, theta: float) -> RopeSpec:
     if kind == "proportional":
         return _proportional(fields, head_dim, theta)
     raise UnsupportedError(f"rope type '{kind}'", hint=f"known rope types: {', '.join(KNOWN)}")
+
+
+def rope_parameters(rope: RopeSpec) -> dict[str, Any]:
+    """The `rope_parameters` of a config.json: the inverse of `rope_of`.
+
+    Raises `UnsupportedError` for divisors that follow no published rule with few numbers.
+    """
+    theta = {"rope_theta": rope.theta}
+    if rope.divisors is None:
+        return {"rope_type": "default", **theta}
+    if rope.linear_factor is not None:
+        return {"rope_type": "linear", "factor": rope.linear_factor, **theta}
+    turning = [divisor for divisor in rope.divisors if not isinf(divisor)]
+    rotated = len(turning)
+    if len(set(turning)) != 1:
+        raise UnsupportedError(
+            "rope divisors that no config.json can say", hint="start from the original checkpoint"
+        )
+    factor = {} if turning[0] == 1 else {"factor": turning[0]}
+    share = {"partial_rotary_factor": rotated / len(rope.divisors)}
+    return {"rope_type": "proportional", **share, **factor, **theta}
 
 
 def stored_rope(header: Header, head_dim: int, theta: float) -> RopeSpec:
