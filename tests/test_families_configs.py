@@ -28,14 +28,14 @@ def test_a_config_of_a_spec_is_the_same_model(name: str) -> None:
 
 
 def test_divisors_that_do_not_tell_their_rule() -> None:
-    with pytest.raises(UnsupportedError, match="no config.json can say"):
+    with pytest.raises(UnsupportedError, match=r"no config.json can say"):
         config_of(spec_of(CONFIGS["llama3-rope"]))
 
 
 def test_layers_that_no_config_describes() -> None:
     spec = spec_of(CONFIGS["llama"])
     wider = replace(spec.layers[1], mlp=replace(spec.layers[1].mlp, width=160))
-    with pytest.raises(UnsupportedError, match="no config.json that says all of it"):
+    with pytest.raises(UnsupportedError, match=r"no config.json that says all of it"):
         config_of(replace(spec, layers=(spec.layers[0], wider)))
 
 

@@ -50,6 +50,21 @@ def defaults_from_config(
     return _defaults(knobs, eos_ids, tuple(suppress))
 
 
+def defaults_to_config(defaults: GenerationDefaults) -> dict[str, Any]:
+    """The fields of a generation_config.json; the temperature 0 is `do_sample: false`."""
+    values: dict[str, Any] = {
+        name: getattr(defaults, name) for name, *_ in _KNOBS if getattr(defaults, name) is not None
+    }
+    if defaults.temperature is not None:
+        values["do_sample"] = defaults.temperature > 0
+        if not values["do_sample"]:
+            del values["temperature"]
+    values["eos_token_id"] = list(defaults.eos_ids)
+    if defaults.suppress_ids:
+        values["suppress_tokens"] = list(defaults.suppress_ids)
+    return values
+
+
 def defaults_from_metadata(
     metadata: Mapping[str, Any], *, eos_ids: tuple[int, ...], vocab_size: int
 ) -> GenerationDefaults:
