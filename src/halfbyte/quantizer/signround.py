@@ -49,7 +49,8 @@ def _learned(weight: Tensor, hessian: Tensor, scales: Scales, steps: int) -> Ten
     scaled, offset = weight * inverse(step), torch.zeros_like(weight)
     best = torch.empty_like(weight)
     least = torch.full_like(weight[:, 0], torch.inf)
-    for index in range(steps + 1):
+    rates = [(steps - index) / steps**2 for index in range(steps)]
+    for rate in (*rates, 0.0):
         wished = (scaled + offset).round_()
         integers = wished.clamp(low, high)
         rest = torch.addcmul(weight, integers, step, value=-1)
@@ -58,6 +59,5 @@ def _learned(weight: Tensor, hessian: Tensor, scales: Scales, steps: int) -> Ten
         wins = error < least
         best[wins], least[wins] = integers[wins], error[wins]
         inside = integers == wished
-        rate = (1 - index / steps) / steps
         offset.add_((slope * step).sign_().mul_(inside), alpha=rate).clamp_(-0.5, 0.5)
     return best
