@@ -11,6 +11,8 @@ from halfbyte.cli import flags
 from halfbyte.cli.console import document, note, progress
 from halfbyte.cli.values import gib
 
+EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
+
 
 @click.command("quantize")
 @flags.MODEL
@@ -27,7 +29,49 @@ from halfbyte.cli.values import gib
     show_default=True,
     help="q4_0, q4_0-pure, q8_0, bf16, f16, f32, or a .toml file with a [rules] table.",
 )
-@flags.METHOD
+@click.option(
+    "--method",
+    type=click.Choice(["rtn", "search", "gptq", "awq", "signround"]),
+    help="rtn: the format's reference rule. search: the scales of least error. The others need "
+    "--calib. [default: gptq with --calib, else search]",
+)
+@click.option(
+    "--calib",
+    multiple=True,
+    type=EXISTING,
+    metavar="FILE",
+    help="A text, or .jsonl conversations, to calibrate on; several are mixed.",
+)
+@click.option(
+    "--held-out",
+    multiple=True,
+    type=EXISTING,
+    metavar="FILE",
+    help="What MODEL will be measured on: calibration that holds some of it is refused.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Windows to calibrate on.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(min=32),
+    default=512,
+    show_default=True,
+    help="Tokens of a window.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which windows are taken.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:INDEX.")
+@click.option("--threads", type=click.IntRange(min=1), help="Compute threads.")
 @click.option(
     "--lattice/--no-lattice",
     default=True,
@@ -35,14 +79,43 @@ from halfbyte.cli.values import gib
 )
 @flags.JSON
 def command(
-    model: str, target: Path, recipe: str, method: Any, lattice: bool, as_json: bool
+    model: str,
+    target: Path,
+    recipe: str,
+    method: Any,
+    calib: tuple[Path, ...],
+    held_out: tuple[Path, ...],
+    samples: int,
+    window: int,
+    seed: int,
+    device: str,
+    threads: int | None,
+    lattice: bool,
+    as_json: bool,
 ) -> None:
-    """Quantize MODEL on the grid that ships; what is written is what runs."""
-    from halfbyte import workflows
+    """Quantize MODEL on the grid that ships; what is written is what runs.
 
+    A calibrated run that was stopped goes on where it was when it is started again.
+    """
+    from halfbyte import workflows
+    from halfbyte.quantizer.calibrate import Sampling
+
+    calibrating = workflows.Calibrating(
+        files=calib,
+        sampling=Sampling(samples=samples, window=window, seed=seed),
+        held_out=held_out,
+        device=device,
+        threads=threads,
+    )
     with progress("quantizing") as report:
         made = workflows.quantize(
-            model, target, recipe=recipe, method=method, lattice=lattice, progress=report
+            model,
+            target,
+            recipe=recipe,
+            method=method,
+            calibrating=calibrating if calib else None,
+            lattice=lattice,
+            progress=report,
         )
     if as_json:
         document(
@@ -51,7 +124,7 @@ def command(
                 "path": str(made.path),
                 "manifest": str(made.manifest),
                 "recipe": recipe,
-                "method": method,
+                "method": made.method,
                 "bytes": made.bytes,
                 "source_bytes": made.source_bytes,
                 "lattice": made.details.get("lattice"),

@@ -37,11 +37,12 @@ from halfbyte.quantizer.gradients import Walk
 from halfbyte.quantizer.methods import solve
 from halfbyte.quantizer.moment import SecondMoment
 from halfbyte.quantizer.observed import ObservedOps
-from halfbyte.quantizer.outer import EMBED, HEAD, NORM, PROJECT, outer
+from halfbyte.quantizer.outer import EMBED, HEAD, PROJECT, outer
 from halfbyte.quantizer.stages import Stages, stage_of
 from halfbyte.specs import Scheme, SolveMethod
 
 WALKED = 32  # windows that walk back, too
+PLAIN = frozenset({"f32", "f16", "bf16"})
 ROWS = 1 << 25  # weights of a table that are solved at once: 128 MiB in f32
 
 
@@ -105,18 +106,21 @@ class Blockwise:
     ) -> dict[str, QTensor]:
         block = Block(self._decoder, self._ops, index)
         for name, q in tensors.items():
-            block.put(name, q)
+            block.put(name, convert(q, self._schemes[name]) if self._settled(name) else q)
         for half in HALVES:
             for group in () if finished else GROUPS:
                 if group.half == half and block.members(group):
                     self._solve(block, group, flow)
             block.advance(half, flow)
-        return {name: convert(block.tensors[name].stored, self._schemes[name]) for name in tensors}
+        return {name: block.tensors[name].stored for name in tensors}
 
     def _solve(self, block: Block, group: Group, flow: Flow) -> None:
         """A group's weights take the schemes they are stored in."""
+        unsolved = [name for name in block.members(group) if not self._settled(name)]
+        if not unsolved:
+            return
         hessians = block.hessians(group, flow)
-        for name in block.members(group):
+        for name in unsolved:
             weight = block.dense(name)
             matrices = weight if group.routed else weight[None]
             solved = [
@@ -127,13 +131,10 @@ class Blockwise:
 
     def _entry(self, tensors: Mapping[str, QTensor]) -> dict[str, QTensor]:
         """What takes tokens in."""
-        made = {
-            name: convert(q, self._schemes[name], method="search")
-            for name, q in tensors.items()
-            if name not in (EMBED, PROJECT)
-        }
-        made[EMBED] = self._table(EMBED, tensors[EMBED], self._embedding_hessian())
-        if PROJECT in tensors:
+        made = self._converted(tensors)
+        if EMBED not in made:
+            made[EMBED] = self._table(EMBED, tensors[EMBED], self._embedding_hessian())
+        if PROJECT in tensors and PROJECT not in made:
             table, scale = Weight(made[EMBED]), self._source.spec.embed_scale
             states = (self._ops.embed(batch.rows, table, scale) for batch in self._flow().batches)
             made[PROJECT] = self._table(PROJECT, tensors[PROJECT], self._moment(states))
@@ -141,11 +142,23 @@ class Blockwise:
 
     def _exit(self, tensors: Mapping[str, QTensor], flow: Flow) -> dict[str, QTensor]:
         """The final norm, and a head of its own."""
-        made = {NORM: convert(tensors[NORM], self._schemes[NORM])}
-        if HEAD in tensors:
+        made = self._converted(tensors)
+        if HEAD in tensors and HEAD not in made:
             states = (self._decoder.leave(batch.x.to(self._ops.device)) for batch in flow.batches)
             made[HEAD] = self._table(HEAD, tensors[HEAD], self._moment(states))
         return made
+
+    def _converted(self, tensors: Mapping[str, QTensor]) -> dict[str, QTensor]:
+        """The tensors whose inputs say nothing of how to store them."""
+        return {
+            name: convert(q, self._schemes[name], method="search")
+            for name, q in tensors.items()
+            if name not in (EMBED, PROJECT, HEAD) or self._settled(name)
+        }
+
+    def _settled(self, name: str) -> bool:
+        """Whether there is nothing to choose: it is on a grid already, or will be on none."""
+        return self._source.schemes[name].block > 1 or self._schemes[name].name in PLAIN
 
     def _embedding_hessian(self) -> Tensor:
         """What an error of the embedding costs; that of a tied one as the head, too.

@@ -31,11 +31,7 @@ class Quantized:
         self.recipe = recipe
         self.method: Method = method
         self._source = source
-        self.schemes: Mapping[str, Scheme] = {
-            tensor.name: recipe.scheme_for(tensor.name, tensor.shape)
-            for tensor in source.spec.tensors()
-        }
-        _refuse_twice(source.schemes, self.schemes)
+        self.schemes = schemes_of(source, recipe)
 
     @property
     def spec(self) -> ModelSpec:
@@ -56,8 +52,16 @@ class Quantized:
         return convert(q, self.schemes[name], method=self.method)
 
 
-def _refuse_twice(stored: Mapping[str, Scheme], wanted: Mapping[str, Scheme]) -> None:
-    for name, scheme in stored.items():
+def schemes_of(source: Source, recipe: Recipe) -> Mapping[str, Scheme]:
+    """How a recipe stores each tensor of a source.
+
+    Raises `InvalidInputError` for a tensor that is quantized already, to what cannot hold it.
+    """
+    wanted = {
+        tensor.name: recipe.scheme_for(tensor.name, tensor.shape)
+        for tensor in source.spec.tensors()
+    }
+    for name, scheme in source.schemes.items():
         target = wanted[name]
         if scheme.block > 1 and not holds(target, scheme):
             raise InvalidInputError(
@@ -65,3 +69,4 @@ def _refuse_twice(stored: Mapping[str, Scheme], wanted: Mapping[str, Scheme]) ->
                 where=name,
                 hint="quantize the original checkpoint instead",
             )
+    return wanted

@@ -23,19 +23,16 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)
 Hashes = NDArray[np.uint64]
 
 
-def fingerprint(windows: Iterable[Sequence[int]]) -> list[str]:
-    """The smallest hashes of the runs of windows of token ids, as hex; none for tiny windows."""
-    hashes = [_hashes(window) for window in windows]
-    smallest = np.unique(np.concatenate(hashes))[:KEPT] if hashes else []
-    return [f"{value:016x}" for value in smallest]
+def fingerprint(windows: Iterable[Sequence[int]]) -> str:
+    """The smallest hashes of the runs of windows of token ids, in hex; "" for tiny windows."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *(_hashes(window) for window in windows)])
+    return np.unique(hashes)[:KEPT].astype(">u8").tobytes().hex()
 
 
-def shared(known: Sequence[str], token_ids: Sequence[int]) -> float:
+def shared(known: str, token_ids: Sequence[int]) -> float:
     """The share, 0 to 1, of a fingerprinted text's passages that stand in another text."""
-    if not known:
-        return 0.0
-    wanted = np.array([int(value, 16) for value in known], dtype=np.uint64)
-    return float(np.isin(wanted, _hashes(token_ids)).mean())
+    wanted = np.frombuffer(bytes.fromhex(known), ">u8").astype(np.uint64)
+    return float(np.isin(wanted, _hashes(token_ids)).mean()) if len(wanted) else 0.0
 
 
 def _hashes(token_ids: Sequence[int]) -> Hashes:

@@ -6,11 +6,12 @@ is shown of it is the command line's affair.
 
 from halfbyte.workflows.comparing import Side, compare
 from halfbyte.workflows.evaluating import Asked, Evaluation, Measured, Verdict
-from halfbyte.workflows.making import Artefact, export_gguf, quantize
+from halfbyte.workflows.making import Artefact, Calibrating, export_gguf, quantize
 
 __all__ = [
     "Artefact",
     "Asked",
+    "Calibrating",
     "Evaluation",
     "Measured",
     "Side",

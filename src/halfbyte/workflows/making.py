@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
 from halfbyte.quantizer.calibrated import calibrated
 from halfbyte.quantizer.pipeline import Quantized
 from halfbyte.quantizer.recovered import Recovered
-from halfbyte.specs import Recipe, SolveMethod, recipe_of
+from halfbyte.specs import Method, SolveMethod, recipe_of
 
 MODEL_NAME = "model.gguf"
 EXPORTED = "as stored"
@@ -33,6 +32,7 @@ class Artefact:
     manifest: Path
     bytes: int
     source_bytes: int
+    method: str
     details: Mapping[str, Any]
 
 
@@ -45,7 +45,7 @@ class Calibrating:
     """
 
     files: Sequence[Path]
-    sampling: Sampling = Sampling()
+    sampling: Sampling
     held_out: Sequence[Path] = ()
     device: str = "auto"
     threads: int | None = None
@@ -71,13 +71,59 @@ def quantize(
     place = locate(model, progress)
     check_sizes(place)
     wanted, source = recipe_of(recipe), read(place)
-    found = Recovered(source, wanted) if lattice else None
     details: dict[str, Any] = {"rules": wanted.rules}
-    ...
-    path = _write(quantized, place, target, progress)
+    found = Recovered(source, wanted) if lattice else None
+    if found is not None:
+        source, wanted = found, found.recipe
+    if calibrating is None:
+        method = method or "search"
+        quantized = Quantized(source, wanted, method=_uncalibrated(method))
+        path = _write(quantized, place, target, progress)
+    else:
+        method = method or "gptq"
+        calibration = _calibration(source, calibrating, place)
+        details["calibration"] = calibration.facts()
+        with calibrated(
+            source,
+            wanted,
+            calibration,
+            method=method,
+            weights=weights_hash(place),
+            folder=_work_folder(target),
+            device=oracle(source.spec, calibrating.device, threads=calibrating.threads).device,
+            progress=progress,
+        ) as quantized:
+            path = _write(quantized, place, target, progress)
     if found and found.matrices:
         details["lattice"] = {"matrices": found.matrices, **asdict(found.counts)}
     return _finished(path, place, target, recipe=recipe, method=method, details=details)
+
+
+def _uncalibrated(method: SolveMethod) -> Method:
+    """The method, if it is one that needs no calibration."""
+    if method == "rtn" or method == "search":
+        return method
+    raise InvalidInputError(
+        f"{method} needs texts to calibrate on", where="--method", hint="name some with --calib"
+    )
+
+
+def _calibration(source: Source, calibrating: Calibrating, place: Path) -> Calibration:
+    if source.assets is None:
+        raise InvalidInputError("has no tokenizer to read texts with", where=place)
+    if calibrating.sampling.window > source.spec.context:
+        raise InvalidInputError(
+            f"is beyond the context of {source.spec.context} tokens", where="--window"
+        )
+    reader = Reader(source.assets)
+    calibration = reader.read(calibrating.files, calibrating.sampling)
+    reader.refuse(calibration, calibrating.held_out)
+    return calibration
+
+
+def _work_folder(target: Path) -> Path:
+    """Where a long job keeps what is finished."""
+    return target.with_name(f"{target.name}.work")
 
 
 def export_gguf(model: str, target: Path, *, progress: Progress | None = None) -> Artefact:
@@ -114,6 +160,7 @@ def _finished(
         ),
         bytes=path.stat().st_size,
         source_bytes=_size(place),
+        method=method,
         details=details,
     )
 
