@@ -12,7 +12,7 @@ from oracle import CONFIGS
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.evals.fidelity import Fidelity, summarize
-from halfbyte.evals.gate import Gate, Miss, default_gate, misses, read_gate
+from halfbyte.evals.gate import Check, Gate, default_gate, misses, read_gate
 from halfbyte.evals.remedies import Making, remedies
 from halfbyte.evals.tasks.outcome import Outcome, TaskResult
 from halfbyte.evals.tasks.outcome import summarize as summarize_task
@@ -51,8 +51,8 @@ def test_a_gate_is_kept_and_missed(tmp_path: Path) -> None:
         ("perplexity_increase", pytest.approx(exp(0.2) - 1), 0.05),
     ]
     assert misses(gate, [measured(loss=1.0, kl=nan, same=1.0)])[0].number == "kl_mean"
-    assert misses(Gate(every={"max_perplexity": 2.0}), [bad])[0] == Miss(
-        text="books", number="perplexity", measured=bad.perplexity, threshold=2.0
+    assert misses(Gate(every={"max_perplexity": 2.0}), [bad])[0] == Check(
+        text="books", number="perplexity", limit="max", threshold=2.0, measured=bad.perplexity
     )
 
 
@@ -93,7 +93,9 @@ def test_a_gate_that_cannot_be_applied(tmp_path: Path) -> None:
 
 
 def test_a_miss_says_by_how_much() -> None:
-    miss = Miss(text="chinese", number="kl_mean", measured=0.0851, threshold=0.07)
+    miss = Check(
+        text="chinese", number="kl_mean", limit="max", threshold=0.07, measured=0.0851
+    )
     assert miss.sentence == "kl_mean on chinese is 0.0851, 0.015 beyond 0.07"
 
 
@@ -113,7 +115,7 @@ def test_a_large_embedding_does_not_decide_about_the_layers() -> None:
     assert default_gate(SPEC, schemes).every["max_kl_mean"] == 0.07
 
 
-MISSED = [Miss(text="chinese", number="kl_mean", measured=1.0, threshold=0.1)]
+MISSED = [Check(text="chinese", number="kl_mean", limit="max", threshold=0.1, measured=1.0)]
 
 
 def told(recipe: str, method: str | None, kv: KVType = "bf16") -> str:

@@ -141,7 +141,9 @@ def _fields(measured: Measured, verdict: Verdict | None) -> dict[str, Any]:
         "ops": measured.ops,
         "texts": [*map(asdict, measured.texts)],
         "tasks": [*map(asdict, measured.tasks)],
-        "gate": None if verdict is None else asdict(verdict),
+        "gate": None
+        if verdict is None
+        else {**asdict(verdict), "misses": [*map(asdict, verdict.misses)]},
     }
 
 

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.evals.fidelity import Fidelity
@@ -79,17 +79,24 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Miss:
-    """`number` of a text or task was `measured`, beyond its threshold."""
+class Check:
+    """One threshold: `number` of a text or task was `measured`; `kept` says on which side."""
 
     text: str
     number: str
-    measured: float
+    limit: Literal["max", "min"]
     threshold: float
+    measured: float
+
+    @property
+    def kept(self) -> bool:
+        if self.limit == "max":
+            return self.measured <= self.threshold
+        return self.measured >= self.threshold
 
     @property
     def sentence(self) -> str:
-        """Which number where, and by how much."""
+        """Which number where, and by how much it misses."""
         beyond = abs(self.measured - self.threshold)
         return (
             f"{self.number} on {self.text} is {self.measured:.4g}, "
@@ -148,20 +155,25 @@ def default_gate(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> Gate:
     return Gate(every=dict(zip(names, row[2:], strict=True)))
 
 
-def misses(gate: Gate, texts: Sequence[Fidelity], tasks: Sequence[TaskResult] = ()) -> list[Miss]:
-    """What misses the gate, in the order of the texts, the tasks and the thresholds.
+def checks(gate: Gate, texts: Sequence[Fidelity], tasks: Sequence[TaskResult] = ()) -> list[Check]:
+    """All that a gate asks, in the order of the texts, the tasks and the thresholds.
 
     Raises `InvalidInputError` for a threshold on what was not measured, or can only be measured
     beside a reference.
     """
     _check_names(gate.texts, [text.name for text in texts], "text")
     _check_names(gate.tasks, [task.name for task in tasks], "task")
-    found: list[Miss] = []
+    found: list[Check] = []
     for text in texts:
-        found += _missed(text.name, gate.of_text(text.name), _of_text(text))
+        found += _checked(text.name, gate.of_text(text.name), _of_text(text))
     for task in tasks:
-        found += _missed(task.name, gate.tasks.get(task.name, {}), _of_task(task))
+        found += _checked(task.name, gate.tasks.get(task.name, {}), _of_task(task))
     return found
+
+
+def misses(gate: Gate, texts: Sequence[Fidelity], tasks: Sequence[TaskResult] = ()) -> list[Check]:
+    """The checks that are not kept."""
+    return [check for check in checks(gate, texts, tasks) if not check.kept]
 
 
 def _check_names(wanted: Mapping[str, Thresholds], measured: Sequence[str], kind: str) -> None:
@@ -173,18 +185,21 @@ def _check_names(wanted: Mapping[str, Thresholds], measured: Sequence[str], kind
             )
 
 
-def _missed(name: str, thresholds: Thresholds, numbers: Mapping[str, float]) -> Iterator[Miss]:
-    for limit, threshold in thresholds.items():
-        number = limit[4:]
+def _checked(name: str, thresholds: Thresholds, numbers: Mapping[str, float]) -> Iterator[Check]:
+    for wanted, threshold in thresholds.items():
+        limit, number = wanted[:3], wanted[4:]
         if number not in numbers:
             raise InvalidInputError(
-                f"the gate asks for {limit} of {name}, which was not measured",
+                f"the gate asks for {wanted} of {name}, which was not measured",
                 hint=f"--against a reference; measured were {', '.join(numbers)}",
             )
-        measured = numbers[number]
-        kept = measured <= threshold if limit.startswith("max_") else measured >= threshold
-        if not kept:
-            yield Miss(text=name, number=number, measured=measured, threshold=threshold)
+        yield Check(
+            text=name,
+            number=number,
+            limit="max" if limit == "max" else "min",
+            threshold=threshold,
+            measured=numbers[number],
+        )
 
 
 def _of_text(text: Fidelity) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from halfbyte.evals.gate import Miss
+from halfbyte.evals.gate import Check
 from halfbyte.specs import KVType, ModelSpec, Scheme
 
 FAITHFUL = 6.0  # bits: more in an embedding or a head helps little
@@ -27,7 +27,7 @@ class Making:
     method: str | None = None
 
 
-def remedies(made: Making, missed: Sequence[Miss]) -> list[str]:
+def remedies(made: Making, missed: Sequence[Check]) -> list[str]:
     """What to try, in this order; empty where nothing is stored in blocks."""
     coarse = {scheme for name, scheme in made.schemes.items() if _is_coarse(name, scheme)}
     return [*_of_the_run(made), *_of_the_file(made, coarse, missed)] if missed else []
@@ -42,7 +42,7 @@ def _of_the_run(made: Making) -> Iterator[str]:
         yield "--kv bf16: keys and values ran in q8_0"
 
 
-def _of_the_file(made: Making, coarse: set[Scheme], missed: Sequence[Miss]) -> Iterator[str]:
+def _of_the_file(made: Making, coarse: set[Scheme], missed: Sequence[Check]) -> Iterator[str]:
     if coarse and made.method == "rtn":
         yield "--method search: the scale of least error, in no more bytes"
     if coarse and made.method in ("rtn", "search", None):

@@ -109,6 +109,16 @@ def weights_hash(source: Path, progress: Progress | None = None) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+def hashes(checkpoint: Path, progress: Progress | None = None) -> dict[str, str]:
+    """SHA-256 by file name: as a manifest has them, or hashed now where there is none."""
+    listed = described(checkpoint).get("files")
+    if isinstance(listed, dict):
+        return {name: str(facts.get("sha256", "")) for name, facts in listed.items()}
+    files = _files(checkpoint)
+    hashed = _Hashing(sum(file.stat().st_size for file in files), progress)
+    return {file.name: hashed.sha256(file) for file in files}
+
+
 def check_sizes(artefact: Path) -> bool:
     """The check at load: sizes and header hashes. False when there is no manifest.
 

@@ -17,7 +17,7 @@ from halfbyte.errors import InvalidInputError
 from halfbyte.evals.chats import read_chats
 from halfbyte.evals.diagnose import diagnose, differences
 from halfbyte.evals.fidelity import Fidelity, measure
-from halfbyte.evals.gate import Gate, Miss, default_gate, misses
+from halfbyte.evals.gate import Check, Gate, checks, default_gate
 from halfbyte.evals.reference import Baseline, Reference
 from halfbyte.evals.remedies import Making, remedies
 from halfbyte.evals.tasks import Task
@@ -62,14 +62,18 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a gate says: what missed it, what differs from the reference and fails a strict gate,
-    and then the likely causes and what would help."""
+    """What a gate says: all that it asked, what differs from the reference and fails a strict
+    one, and after a miss the likely causes and what would help."""
 
     passed: bool
-    misses: Sequence[Miss]
+    checks: Sequence[Check]
     differing: Sequence[str]
     causes: Sequence[str] = field(default_factory=list[str])
     remedies: Sequence[str] = field(default_factory=list[str])
+
+    @property
+    def misses(self) -> list[Check]:
+        return [check for check in self.checks if not check.kept]
 
 
 class Evaluation:
@@ -87,11 +91,11 @@ class Evaluation:
         options: LoadOptions | None = None,
         lora: str | None = None,
     ) -> None:
-        self._options = options or LoadOptions()
-        self._place = locate(model)
-        self.source = open_source(model, recipe=self._options.recipe, method=self._options.method)
-        self._against = None if against is None else locate(against)
-        self.base = None if self._against is None else _opened(self._against)
+        self.options = options or LoadOptions()
+        self.place = locate(model)
+        self.source = open_source(model, recipe=self.options.recipe, method=self.options.method)
+        self.against = None if against is None else locate(against)
+        self.base = None if self.against is None else _opened(self.against)
         self._adapters = {} if lora is None else {lora: open_adapter(lora, self.source.spec)}
         assets = (self.base.assets if self.base else None) or self.source.assets
         if assets is None:
@@ -104,6 +108,13 @@ class Evaluation:
         chats = self._assets.template is not None
         return {n: path for n, path in OWN_TEXTS.items() if chats or path.suffix != CHATS}
 
+    def windows(self, path: Path, reading: Reading) -> list[Window]:
+        """A text as the windows that are read of it; of a .jsonl file those of the answers."""
+        if path.suffix == CHATS:
+            chat = Chat(self._tokenizer, self._assets)
+            return read_chats(path, chat, self._tokenizer, reading)
+        return cut(read_text(path, self._tokenizer), reading)
+
     def measure(
         self,
         texts: Mapping[str, Path],
@@ -115,7 +126,7 @@ class Evaluation:
 
         Raises `InvalidInputError` where the texts or the two models do not fit.
         """
-        windows = [self._windows(path, reading) for path in texts.values()]
+        windows = [self.windows(path, reading) for path in texts.values()]
         baselines = self._baselines(windows, progress)
         theirs = self._reference_outcomes(tasks)
         found = [
@@ -124,7 +135,7 @@ class Evaluation:
                 text,
                 name=name,
                 reference=baseline,
-                kv=self._options.kv,
+                kv=self.options.kv,
                 progress=progress,
             )
             for name, text, baseline in zip(texts, windows, baselines, strict=True)
@@ -147,10 +158,11 @@ class Evaluation:
     def judge(self, gate: Gate, measured: Measured, *, strict: bool) -> Verdict:
         """Hold what was measured to a gate. `strict`: a model that describes itself otherwise than
         its reference misses, too. After a miss the weights are read again, for its causes."""
-        missed = misses(gate, measured.texts, measured.tasks)
+        asked = checks(gate, measured.texts, measured.tasks)
+        missed = [check for check in asked if not check.kept]
         differing = self.differences()
         if not missed and not (strict and differing):
-            return Verdict(passed=True, misses=[], differing=differing)
+            return Verdict(passed=True, checks=asked, differing=differing)
         causes: Sequence[str] = []
         at_fault = False
         if self.base is not None:
@@ -158,7 +170,7 @@ class Evaluation:
             causes, at_fault = diagnosis.causes, diagnosis.at_fault
         return Verdict(
             passed=False,
-            misses=missed,
+            checks=asked,
             differing=differing,
             causes=causes,
             remedies=[] if at_fault else remedies(self._making(), missed),
@@ -169,13 +181,13 @@ class Evaluation:
 
         A model that is quantized on the way has none, and one with an adapter is another.
         """
-        if not described(self._place) or self._options.recipe or self._adapters:
+        if not described(self.place) or self.options.recipe or self._adapters:
             return False
         judged = {"name": gate, "passed": verdict.passed, "misses": [*map(asdict, verdict.misses)]}
-        against = None if self._against is None else identity(self._against)["name"]
-        facts = {**asdict(measured), "kv": self._options.kv, "against": against, "gate": judged}
+        against = None if self.against is None else identity(self.against)["name"]
+        facts = {**asdict(measured), "kv": self.options.kv, "against": against, "gate": judged}
         with suppress(InvalidInputError):
-            record(self._place, facts)
+            record(self.place, facts)
             return True
         return False
 
@@ -188,22 +200,16 @@ class Evaluation:
         return load(self.source, self._ops(self.source), adapters=self._adapters)
 
     def _ops(self, source: Source) -> OpSet:
-        options = self._options
+        options = self.options
         return choose(source.spec, options.device, options.dtype, threads=options.threads)
-
-    def _windows(self, path: Path, reading: Reading) -> list[Window]:
-        if path.suffix == CHATS:
-            chat = Chat(self._tokenizer, self._assets)
-            return read_chats(path, chat, self._tokenizer, reading)
-        return cut(read_text(path, self._tokenizer), reading)
 
     def _baselines(
         self, texts: Sequence[Sequence[Window]], progress: Progress | None
     ) -> Sequence[Baseline | None]:
-        if self.base is None or self._against is None:
+        if self.base is None or self.against is None:
             return [None] * len(texts)
-        ops = oracle(self.base.spec, self._options.device, threads=self._options.threads)
-        kept = Reference(self.base, ops, weights=weights_hash(self._against))
+        ops = oracle(self.base.spec, self.options.device, threads=self.options.threads)
+        kept = Reference(self.base, ops, weights=weights_hash(self.against))
         return kept.read(texts, progress)
 
     def _reference_outcomes(self, tasks: Sequence[Asked]) -> Sequence[Sequence[Outcome] | None]:
@@ -214,17 +220,17 @@ class Evaluation:
         return _outcomes(subject, tasks, [None] * len(tasks))
 
     def _subject(self, decoder: Decoder) -> Subject:
-        return Subject(decoder, self._assets, self._options.kv)
+        return Subject(decoder, self._assets, self.options.kv)
 
     def _making(self) -> Making:
         return Making(
             spec=self.source.spec,
             schemes=self.source.schemes,
-            kv=self._options.kv,
-            rounds_activations=self._options.dtype != "f32",
-            method=self._options.method
-            if self._options.recipe
-            else described(self._place).get("method"),
+            kv=self.options.kv,
+            rounds_activations=self.options.dtype != "f32",
+            method=self.options.method
+            if self.options.recipe
+            else described(self.place).get("method"),
         )
 
 
