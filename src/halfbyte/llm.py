@@ -16,16 +16,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from halfbyte.engine import Drafting, LookupDrafter, ModelDrafter
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.sequence import Completion
-from halfbyte.errors import UnsupportedError
+from halfbyte.errors import InvalidInputError, UnsupportedError
+from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.lora import open_adapter
 from halfbyte.formats.progress import Progress
+from halfbyte.formats.reference import locate
 from halfbyte.kernels.choice import choose
-from halfbyte.models.load import load
+from halfbyte.models.load import load, load_drafter
 from halfbyte.planner.probe import peak_bytes, resident_bytes
-from halfbyte.quantizer.opening import open_source
-from halfbyte.specs import LoadOptions, ModelSpec, Request, SamplingParams
+from halfbyte.quantizer.opening import open_drafter, open_source
+from halfbyte.specs import AUTO, LoadOptions, ModelSpec, Request, SamplingParams
 from halfbyte.text.answer import Answer, AnswerStream, Piece, collected
 from halfbyte.text.assets import TextAssets
 from halfbyte.text.chat import Chat
@@ -38,22 +41,24 @@ FALLBACK = {"temperature": 0.8, "top_p": 0.95}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes: of packed weights, of adapters, of the cache, and the most this process grew to."""
+    """Bytes: of packed weights, of adapters, of the drafter, of the cache, and the most this
+    process grew to."""
 
     weights_bytes: int
     adapters_bytes: int
+    drafter_bytes: int
     kv_bytes: int
     peak_bytes: int
 
     @property
     def planned_bytes(self) -> int:
-        return self.weights_bytes + self.adapters_bytes + self.kv_bytes
+        return self.weights_bytes + self.adapters_bytes + self.drafter_bytes + self.kv_bytes
 
 
 class LLM:
     """A loaded model. `model` is whatever the command line takes as MODEL; `adapters` are LoRA
     adapters by name, each the path of a PEFT directory, maybe with `@SCALE`; `template` is a chat
-    template in place of the model's own."""
+    template in place of the model's own. `notes` are what a person should know of the loading."""
 
     def __init__(
         self,
@@ -66,7 +71,11 @@ class LLM:
     ) -> None:
         options = options or LoadOptions()
         self._resident_before = resident_bytes()
-        source = open_source(model, recipe=options.recipe, method=options.method, progress=progress)
+        self._place = locate(model, progress)
+        source = open_source(
+            str(self._place), recipe=options.recipe, method=options.method, progress=progress
+        )
+        self.notes: list[str] = []
         self.spec: ModelSpec = source.spec
         self.assets: TextAssets | None = source.assets
         if self.assets is not None and template is not None:
@@ -77,7 +86,10 @@ class LLM:
         ops = choose(self.spec, options.device, options.dtype, threads=options.threads)
         self.decoder = load(source, ops, adapters=self.adapters, progress=progress)
         self.context = options.context or min(self.spec.context, DEFAULT_CONTEXT)
-        self.engine = Engine(self.decoder, context=self.context, kv=options.kv)
+        body_bytes = ops.packed_bytes
+        drafting = self._drafting(source, options, progress)
+        self._drafter_bytes = ops.packed_bytes - body_bytes
+        self.engine = Engine(self.decoder, context=self.context, kv=options.kv, drafting=drafting)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -89,10 +101,11 @@ class LLM:
 
     @property
     def memory(self) -> Memory:
-        adapters_bytes = self.decoder.adapter_bytes
+        adapters_bytes, drafter_bytes = self.decoder.adapter_bytes, self._drafter_bytes
         return Memory(
-            weights_bytes=self.decoder.ops.packed_bytes - adapters_bytes,
+            weights_bytes=self.decoder.ops.packed_bytes - adapters_bytes - drafter_bytes,
             adapters_bytes=adapters_bytes,
+            drafter_bytes=drafter_bytes,
             kv_bytes=self.engine.cache_bytes,
             peak_bytes=max(0, peak_bytes() - self._resident_before),
         )
@@ -145,6 +158,38 @@ class LLM:
         )
         stream = self.chat.stream(prompt_ids, continues_text=continues_text, tools=tools)
         return Reply(self.engine, request, stream)
+
+    def _drafting(
+        self, source: Source, options: LoadOptions, progress: Progress | None
+    ) -> Drafting | None:
+        """By what the text said before, and by the model's drafter."""
+        if options.draft == "off":
+            return None
+        drafter = self._drafter(source, options, progress)
+        model = None if drafter is None else load_drafter(drafter, self.decoder, progress=progress)
+        return Drafting(
+            drafters=(LookupDrafter(), *([] if model is None else [ModelDrafter(model)])),
+            length=None if options.draft == AUTO else options.draft,
+        )
+
+    def _drafter(
+        self, source: Source, options: LoadOptions, progress: Progress | None
+    ) -> Source | None:
+        """The drafter asked for. One only found beside the model may turn out to be another's."""
+        try:
+            return open_drafter(
+                options.drafter,
+                source,
+                self._place,
+                recipe=options.recipe,
+                method=options.method,
+                progress=progress,
+            )
+        except InvalidInputError as error:
+            if options.drafter != AUTO:
+                raise
+            self.notes.append(f"the drafter beside the model is left aside: {error.what}")
+            return None
 
     def _assets(self) -> TextAssets:
         if self.assets is None:

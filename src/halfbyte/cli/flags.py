@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from halfbyte.cli.values import length
+from halfbyte.cli.values import draft, length
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -68,6 +68,24 @@ CACHE = _all(
         default="bf16",
         show_default=True,
         help="How keys and values are kept.",
+    ),
+)
+
+DRAFT = _all(
+    click.option(
+        "--draft",
+        type=draft,
+        default="auto",
+        show_default=True,
+        help="Tokens drafted in a round: a number, off, or auto for as many as pay. The output is "
+        "the same with any.",
+    ),
+    click.option(
+        "--drafter",
+        default="auto",
+        show_default=True,
+        metavar="PATH|auto",
+        help="A model that drafts; auto takes the one beside MODEL.",
     ),
 )
 

@@ -16,6 +16,7 @@ from halfbyte.cli.console import colour, document, note, progress
 from halfbyte.cli.values import gib
 
 if TYPE_CHECKING:
+    from halfbyte.engine import DraftStats
     from halfbyte.llm import LLM, Reply
 
 
@@ -50,6 +51,7 @@ class Manner:
 @flags.SAMPLING
 @click.option("--recipe", help="Quantize an unquantized model while loading it.")
 @flags.METHOD
+@flags.DRAFT
 @flags.CACHE
 @flags.DEVICE
 def command(
@@ -72,6 +74,8 @@ def command(
     seed: int | None,
     recipe: str | None,
     method: Any,
+    draft: Any,
+    drafter: str,
     context: int | None,
     kv: Any,
     device: str,
@@ -96,6 +100,8 @@ def command(
         kv=kv,
         context=context,
         threads=threads,
+        draft=draft,
+        drafter=drafter,
     )
     manner = Manner(
         raw=raw,
@@ -118,6 +124,8 @@ def command(
     with progress("loading") as report:
         own = None if template is None else template.read_text(encoding="utf-8", errors="replace")
         llm = LLM(model, options, adapters=adapters, template=own, progress=report)
+    for remark in llm.notes:
+        note(remark)
     for name, adapter in llm.adapters.items():
         if adapter.unused:
             note(f"{name}: {len(adapter.unused)} updates of parts that do not run are left aside")
@@ -223,9 +231,18 @@ def facts(llm: LLM, reply: Reply, *, seed: float | int | None) -> dict[str, Any]
             "prefill_s": done.prefill_s,
             "decode_s": done.decode_s,
             "decode_tokens_per_s": _rate(done.decode_tokens, done.decode_s),
-            "draft": None,
+            "draft": None if done.draft is None else drafted(done.draft),
             "memory": {**asdict(memory), "planned_bytes": memory.planned_bytes},
         },
+    }
+
+
+def drafted(draft: DraftStats) -> dict[str, Any]:
+    """What drafting did, as fields of a document."""
+    return {
+        **asdict(draft),
+        "tokens_per_round": draft.tokens_per_round,
+        "speedup": draft.speedup,
     }
 
 
@@ -236,13 +253,26 @@ def summary(llm: LLM, reply: Reply) -> str:
     memory = llm.memory
     prefill = _rate(done.prompt_tokens, done.prefill_s) or 0.0
     decode = _rate(done.decode_tokens, done.decode_s) or 0.0
+    drafter = f", drafter {gib(memory.drafter_bytes)}" if memory.drafter_bytes else ""
     adapters = f", adapters {gib(memory.adapters_bytes)}" if memory.adapters_bytes else ""
     return (
         f"-- prompt {done.prompt_tokens} tokens, {prefill:.0f} tokens/s"
         f" | answer {len(done.token_ids)} tokens, {decode:.1f} tokens/s ({done.finish_reason})"
-        f" | weights {gib(memory.weights_bytes)}{adapters}, cache {gib(memory.kv_bytes)},"
+        f"{'' if done.draft is None else _drafts(done.draft)}"
+        f" | weights {gib(memory.weights_bytes)}{adapters}{drafter}, cache {gib(memory.kv_bytes)},"
         f" peak {gib(memory.peak_bytes)} | {llm.decoder.ops.name} ops"
     )
+
+
+def _drafts(draft: DraftStats) -> str:
+    """What drafting did, for a person; nothing where there was nothing to draft."""
+    rounds = draft.rounds + draft.plain_rounds
+    if draft.tokens_per_round is None:
+        return ""
+    rates = " ".join(f"{count / draft.rounds:.0%}" for count in draft.accepted_by_position)
+    gain = "" if draft.speedup is None else f", {draft.speedup:.2f}x plain decoding"
+    rest = f", resting in {draft.plain_rounds / rounds:.0%} of rounds" if draft.plain_rounds else ""
+    return f" | drafts {draft.tokens_per_round:.2f} tokens a round ({rates}){rest}{gain}"
 
 
 def _rate(tokens: int, seconds: float) -> float | None:

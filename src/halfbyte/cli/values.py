@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from halfbyte.specs import Draft
+
 
 def length(value: str) -> int:
     """A number of tokens: 4096, 8k (8192), 1m (1048576)."""
@@ -15,6 +17,15 @@ def length(value: str) -> int:
     if match is None or int(match[1]) == 0:
         raise click.BadParameter(f"'{value}' is no length; write 4096 or 8k")
     return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+
+
+def draft(value: str) -> Draft:
+    """How many tokens to draft: auto, off, or a number from 1 on."""
+    if value in ("auto", "off"):
+        return value
+    if value.isdigit() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(f"'{value}' is no number of drafts; write auto, off or 4")
 
 
 def size(value: str) -> int:

@@ -71,8 +71,8 @@ class DraftStats:
     `rounds` are forwards with drafts; of `proposed` drafts `accepted` were right,
     `accepted_by_position[i]` of them at place `i`. `plain_rounds` had no drafts: there was nothing
     to propose, or it would not have paid. Seconds as in `Completion`: of drafting, and of the
-    forwards with and without drafts. `plain_step_s` is what one token takes without drafting,
-    measured here; None if there was no such step.
+    forwards with and without drafts. `plain_step_s` is what a round without drafts takes, measured
+    in this sequence or, if it had none, in others before it; None if there was no such round.
     """
 
     rounds: int
@@ -129,6 +129,7 @@ class Tally:
             self.accepted_by_position[position] += 1
 
     def stats(self) -> DraftStats:
+        own = self.plain_s / self.plain_rounds if self.plain_rounds else None
         return DraftStats(
             rounds=self.rounds,
             proposed=self.proposed,
@@ -138,5 +139,5 @@ class Tally:
             draft_s=self.draft_s,
             verify_s=self.verify_s,
             plain_s=self.plain_s,
-            plain_step_s=self.plain_step_s,
+            plain_step_s=self.plain_step_s if own is None else own,
         )

@@ -6,6 +6,7 @@ directory `drafter`, or a file `mtp-*.gguf`, as llama.cpp calls it.
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from halfbyte.errors import IntegrityError
@@ -41,10 +42,9 @@ def demo_path() -> Path:
 def drafter_beside(model: Path) -> Path | None:
     """The drafter of the model in a directory or file, if one lies where they lie."""
     folder = model if model.is_dir() else model.parent
-    places = [folder / f"{DRAFTER}.gguf", folder / DRAFTER]
-    if model.is_file():
-        places.insert(0, model.with_suffix(f".{DRAFTER}.gguf"))
-    places += sorted(folder.glob("mtp-*.gguf"))
+    own = f"{model.stem}.{DRAFTER}.gguf" if model.is_file() else f"*.{DRAFTER}.gguf"
+    named = (sorted(folder.glob(pattern)) for pattern in (own, f"{DRAFTER}.gguf", "mtp-*.gguf"))
+    places = [*chain.from_iterable(named), folder / DRAFTER]
     return next((place for place in places if place.exists()), None)
 
 

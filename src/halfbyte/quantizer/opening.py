@@ -12,10 +12,11 @@ from pathlib import Path
 
 from halfbyte import __version__, env
 from halfbyte.formats.checkpoint import Source, read, write_gguf
+from halfbyte.formats.fingerprint import check_target
 from halfbyte.formats.manifest import check_sizes, identity
 from halfbyte.formats.progress import Progress
-from halfbyte.formats.reference import locate
-from halfbyte.specs import Method, Recipe, recipe_of
+from halfbyte.formats.reference import drafter_beside, locate
+from halfbyte.specs import AUTO, Method, Recipe, paired_layers, recipe_of
 
 
 def open_source(
@@ -41,6 +42,31 @@ def open_source(
         found = Recovered(source, recipe_of(recipe))
         write_gguf(Quantized(found, found.recipe, method=method), kept, progress=progress)
     return read(kept)
+
+
+def open_drafter(
+    reference: str,
+    target: Source,
+    place: Path,
+    *,
+    recipe: str | None = None,
+    method: Method = "search",
+    progress: Progress | None = None,
+) -> Source | None:
+    """The drafter of a target that lies in `place`; "auto" is the one beside it, None without one.
+
+    A recipe quantizes it unless it is quantized already. Raises `InvalidInputError` for a drafter
+    of another target.
+    """
+    path = drafter_beside(place) if reference == AUTO else locate(reference, progress)
+    if path is None:
+        return None
+    source = open_source(str(path))
+    paired_layers(source.spec, target.spec)
+    check_target(source, target)
+    if recipe is None or any(scheme.block > 1 for scheme in source.schemes.values()):
+        return source
+    return open_source(str(path), recipe=recipe, method=method, progress=progress)
 
 
 def _place(path: Path, recipe: Recipe, method: Method) -> Path:

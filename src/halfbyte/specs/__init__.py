@@ -6,7 +6,7 @@ without torch and without the weights.
 
 from halfbyte.specs.adapter import LowRankSpec, linears
 from halfbyte.specs.drafter import CentroidSpec, DrafterSpec
-from halfbyte.specs.loading import DType, KVType, LoadOptions, Method, SolveMethod
+from halfbyte.specs.loading import AUTO, Draft, DType, KVType, LoadOptions, Method, SolveMethod
 from halfbyte.specs.machine import DeviceKind, Machine
 from halfbyte.specs.model import (
     Activation,
@@ -34,6 +34,7 @@ from halfbyte.specs.scheme import (
 )
 
 __all__ = [
+    "AUTO",
     "RECIPES",
     "SCHEMES",
     "Activation",
@@ -42,6 +43,7 @@ __all__ = [
     "CentroidSpec",
     "DType",
     "DeviceKind",
+    "Draft",
     "DrafterSpec",
     "ExpertSpec",
     "KVType",

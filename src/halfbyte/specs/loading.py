@@ -9,6 +9,8 @@ Method = Literal["rtn", "search"]
 SolveMethod = Literal["rtn", "search", "gptq", "awq", "signround"]
 DType = Literal["auto", "f32", "bf16"]
 KVType = Literal["f32", "bf16", "q8_0"]
+Draft = Literal["off", "auto"] | int
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,8 @@ class LoadOptions:
     `recipe` quantizes an unquantized checkpoint on the way, by `method`. `device` is "auto", "cpu",
     "cuda" or "cuda:INDEX"; `dtype` what activations are rounded to; `kv` how keys and values are
     kept. `context` is the positions of one sequence, None for the model's own up to a default.
+    `draft` is how many tokens are drafted in a round, "auto" as many as pay; `drafter` is a model
+    that drafts, "auto" the one that lies beside the target, if any.
     """
 
     recipe: str | None = None
@@ -27,3 +31,5 @@ class LoadOptions:
     kv: KVType = "bf16"
     context: int | None = None
     threads: int | None = None
+    draft: Draft = AUTO
+    drafter: str = AUTO
