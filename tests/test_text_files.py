@@ -1,4 +1,4 @@
-"""Assets as the files of a directory: the same assets when they are read, the same ids elsewhere."""
+"""Assets as the files of a directory: the same assets when read, the same ids elsewhere."""
 
 from __future__ import annotations
 

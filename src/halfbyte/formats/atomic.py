@@ -1,4 +1,4 @@
-"""Write a file completely or not at all.
+"""Write a file, or a directory of files, completely or not at all.
 
 The bytes go to a `.part` beside the target, are flushed to the disk, and take the target's name in
 one step. Whatever goes wrong before (an error, a full disk, Ctrl-C), the target is untouched and
@@ -38,10 +38,33 @@ def atomic_file(path: Path, *, size: int) -> Generator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-            _sync_directory(path.parent)
+            _sync(path.parent)
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+@contextmanager
+def atomic_directory(path: Path, *, size: int) -> Generator[Path]:
+    """A folder to write into that becomes `path` when the block ends well; `size` bytes will be
+    written. `path` must not be there yet, or be empty. Raises as `atomic_file` does."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InvalidInputError(
+            "is there already", where=path, hint="name a new directory, or remove it first"
+        )
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            require_space(path.parent, size)
+            part.mkdir()
+            yield part
+            for file in part.iterdir():
+                _sync(file)
+            part.replace(path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
@@ -64,8 +87,8 @@ def require_space(directory: Path, size: int) -> None:
         )
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -224,7 +224,7 @@ def write(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in layout.items():
-        start, end = end, end + prod(shape) * BITS[dtype] // 8
+        start, end = end, end + bytes_of(dtype, shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -232,12 +232,17 @@ def write(
     with atomic_file(path, size=8 + len(text) + end) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for (name, (dtype, shape)), (given, data) in zip(layout.items(), tensors, strict=True):
-            size = prod(shape) * BITS[dtype] // 8
+            size = bytes_of(dtype, shape)
             assert (name, size) == (given, data.nbytes), (name, given, size, data.nbytes)
             file.write(np.ascontiguousarray(data).data)
             done += size
             if progress is not None:
                 progress(done, end)
+
+
+def bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of this type."""
+    return prod(shape) * BITS[dtype] // 8
 
 
 def dtype_of(scheme: Scheme) -> str:
