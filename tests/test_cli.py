@@ -233,16 +233,5 @@ def test_the_default_gate_names_what_is_wrong(
     assert told.code == 0 and "differs: all full layers: rope base" in told.err
 
 
-def test_bench_ends_in_one_document(halfbyte: Halfbyte) -> None:
-    outcome = halfbyte("bench", "demo", "--prefill", "16,32", "--decode", 2, "--depth", "0,64")
-    last = json.loads(outcome.out.splitlines()[-1])
-    assert last["schema"] == "halfbyte.bench/1"
-    tests = [row["test"] for row in last["rows"]]
-    assert tests[:4] == ["prefill@16", "prefill@32", "decode@0", "decode@64"]
-    assert all(row["tokens_per_s"] > 0 for row in last["rows"]) and last["peak_bytes"] > 0
-    too_long = halfbyte("bench", "demo", "--prefill", "8k")
-    assert too_long.code == 2 and "beyond the model's 4096" in too_long.err
-
-
 def test_debug_shows_the_traceback(halfbyte: Halfbyte) -> None:
     assert "Traceback" in halfbyte("run", "demo", "hi", "--device", "tpu", "--debug").err

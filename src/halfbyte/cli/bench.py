@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,26 +14,52 @@ from halfbyte.cli import flags
 from halfbyte.cli.console import document, progress
 from halfbyte.cli.values import gib, length
 
+if TYPE_CHECKING:
+    from halfbyte.evals.bench import Row
+    from halfbyte.models.decoder import Decoder
+
 
 def lengths(value: str) -> list[int]:
     """Several lengths: 128,512,2k. A depth may be 0."""
     return [0 if part == "0" else length(part) for part in value.split(",")]
 
 
+def shares(value: str) -> list[float]:
+    """Several numbers: 0.8,0.64."""
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is no list of numbers; write 0.8,0.64") from None
+
+
 @click.command("bench")
 @flags.MODEL
-@click.option("--prefill", type=lengths, default="128,512", show_default=True, help="Prompts.")
+@click.option("--prefill", type=lengths, help="Prompts.  [default: those of 128,512,2048 that fit]")
 @click.option("--decode", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--depth", type=lengths, default="0", show_default=True, help="Tokens before.")
+@click.option("--depth", type=lengths, help="Tokens before.  [default: those of 0,4096 that fit]")
 @click.option("--kv", type=click.Choice(["bf16", "q8_0", "f32"]), default="bf16", show_default=True)
+@click.option(
+    "--drafter",
+    type=click.Path(exists=True, path_type=Path),
+    help="Also time rounds of its drafts (speculate@D), at --synthetic-rates.",
+)
+@click.option(
+    "--synthetic-rates",
+    "rates",
+    type=shares,
+    metavar="P,P,...",
+    help="How often the first draft is accepted, the second, ... of all rounds.",
+)
 @flags.DEVICE
 @flags.JSON
 def command(
     model: str,
-    prefill: Sequence[int],
+    prefill: Sequence[int] | None,
     decode: int,
-    depth: Sequence[int],
+    depth: Sequence[int] | None,
     kv: Any,
+    drafter: Path | None,
+    rates: Sequence[float] | None,
     device: str,
     dtype: Any,
     threads: int | None,
@@ -42,7 +69,9 @@ def command(
 
     The last line on stdout is one JSON document; with --json it is the only one.
     """
-    from halfbyte.evals.bench import bench
+    if (drafter is None) != (rates is None):
+        raise click.UsageError("--drafter and --synthetic-rates belong together")
+    from halfbyte.evals.bench import bench, standard, step_bytes
     from halfbyte.kernels.choice import choose
     from halfbyte.models.load import load
     from halfbyte.planner.probe import peak_bytes, resident_bytes
@@ -54,15 +83,23 @@ def command(
     ops = choose(source.spec, device, dtype, threads=threads)
     decoder = load(source, ops)
     load_s = perf_counter() - start
+    trials = standard(source.spec.context, prefill=prefill, depths=depth, decode=decode)
     with progress("timing") as report:
-        rows = bench(decoder, prefill=prefill, decode=decode, depths=depth, kv=kv, progress=report)
+        rows = bench(decoder, trials, decode=decode, kv=kv, progress=report)
+    if drafter is not None and rates is not None:
+        depths = [trial.count for trial in trials if trial.kind == "decode"]
+        rows += _speculation(decoder, drafter, rates, depths, decode, kv)
     peak = max(0, peak_bytes() - before)
+    bandwidth = ops.read_bandwidth()
+    first = next(row for row in rows if row.test.startswith("decode@"))
     facts = {
         "rows": [asdict(row) for row in rows],
         "ops": ops.name,
         "load_s": load_s,
         "weights_bytes": ops.packed_bytes,
-        "read_bandwidth_bytes_per_s": ops.read_bandwidth(),
+        "step_bytes": step_bytes(source),
+        "read_bandwidth_bytes_per_s": bandwidth,
+        "bandwidth_share": bandwidth and step_bytes(source) / first.median_s / bandwidth,
         "peak_bytes": peak,
     }
     if not as_json:
@@ -70,16 +107,36 @@ def command(
     document("bench", facts)
 
 
+def _speculation(
+    decoder: Decoder,
+    drafter: Path,
+    rates: Sequence[float],
+    depths: Sequence[int],
+    rounds: int,
+    kv: Any,
+) -> list[Row]:
+    from halfbyte.evals.speculation import speculate
+    from halfbyte.models.load import load_drafter
+    from halfbyte.quantizer.opening import open_source
+
+    model = load_drafter(open_source(str(drafter)), decoder)
+    return [speculate(decoder, model, rates, depth=depth, rounds=rounds, kv=kv) for depth in depths]
+
+
 def _table(facts: dict[str, Any]) -> None:
     click.echo(f"{facts['ops']}, {gib(facts['weights_bytes'])} of weights")
+    seconds = {row["test"]: row["median_s"] for row in facts["rows"]}
     for row in facts["rows"]:
+        times = row["median_s"] / seconds["rows@1"]
         click.echo(
             f"  {row['test']:14} {row['tokens_per_s']:10.1f} tokens/s"
             f"  {1000 * row['median_s']:9.3f} ms, median of {row['n']}"
+            + (f", {times:.2f} of one row" if row["test"].startswith("rows@") else "")
         )
-    decode = next(row for row in facts["rows"] if row["test"].startswith("decode@"))
     bandwidth = facts["read_bandwidth_bytes_per_s"]
     if bandwidth:
-        share = facts["weights_bytes"] / decode["median_s"] / bandwidth
-        click.echo(f"  memory read at {bandwidth / 1e9:.1f} GB/s; decoding uses {share:.0%} of it")
+        click.echo(
+            f"  memory read at {bandwidth / 1e9:.1f} GB/s; "
+            f"decoding uses {facts['bandwidth_share']:.0%} of it"
+        )
     click.echo(f"  loaded in {facts['load_s']:.2f} s, peak {gib(facts['peak_bytes'])}")
