@@ -7,7 +7,7 @@ forward pass, so that each sees what those before it now give.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,11 +37,14 @@ class Group:
     routed: bool = False
 
 
+ATTENTION_IN = Group("attention", ("attn.q", "attn.k", "attn.v"))
+FEED_FORWARD_IN = Group("feed_forward", ("mlp.gate", "mlp.up"))
+DOWN = Group("feed_forward", ("mlp.down",))
 GROUPS = (
-    Group("attention", ("attn.q", "attn.k", "attn.v")),
+    ATTENTION_IN,
     Group("attention", ("attn.o",)),
-    Group("feed_forward", ("mlp.gate", "mlp.up")),
-    Group("feed_forward", ("mlp.down",)),
+    FEED_FORWARD_IN,
+    DOWN,
     Group("feed_forward", ("experts.gate_up",), routed=True),
     Group("feed_forward", ("experts.down",), routed=True),
     Group("feed_forward", ("per_layer.gate",)),
@@ -54,6 +57,7 @@ class Block:
 
     def __init__(self, decoder: Decoder, ops: ObservedOps, index: int) -> None:
         self.index = index
+        self.name = f"layers.{index}"
         self.tensors: dict[str, Weight] = {}
         self._decoder, self._ops = decoder, ops
 
@@ -61,15 +65,14 @@ class Block:
         """A tensor, or what takes its place."""
         self.tensors[name] = self._ops.pack(q)
 
-    def dense(self, name: str) -> Tensor:
-        """A tensor in f32, on the device."""
-        dense = self.tensors[name].dense
-        assert dense is not None
-        return dense
+    @property
+    def dense(self) -> Mapping[str, Tensor]:
+        """The tensors in f32, on the device."""
+        return {name: w.dense for name, w in self.tensors.items() if w.dense is not None}
 
     def members(self, group: Group) -> list[str]:
         """The names of a group's weights in this layer; none where it has no such group."""
-        names = [f"layers.{self.index}.{part}.weight" for part in group.parts]
+        names = [f"{self.name}.{part}.weight" for part in group.parts]
         return [name for name in names if name in self.tensors]
 
     def run(self, half: Half, batch: Batch) -> Tensor:
@@ -93,7 +96,7 @@ class Block:
             if not bool(batch.x.isfinite().all()):
                 raise IntegrityError(
                     f"activations are NaN or infinite after its {half.replace('_', '-')}",
-                    where=f"layers.{self.index}",
+                    where=self.name,
                     hint="the checkpoint is damaged, or its activations are beyond f32",
                 )
 

@@ -28,18 +28,20 @@ from torch import Tensor
 from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.reference.ops import Weight
-from halfbyte.numerics.codec import convert, decode
+from halfbyte.numerics.codec import convert, decode, encode
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.quantizer.block import GROUPS, HALVES, Block, Group
+from halfbyte.quantizer import awq
+from halfbyte.quantizer.block import GROUPS, HALVES, Block, Group, Half
 from halfbyte.quantizer.calibrate import Calibration
 from halfbyte.quantizer.flow import IN_MEMORY, Flow
+from halfbyte.quantizer.fold import FOLDS, Fold, fold
 from halfbyte.quantizer.gradients import Walk
 from halfbyte.quantizer.methods import solve
 from halfbyte.quantizer.moment import SecondMoment
 from halfbyte.quantizer.observed import ObservedOps
 from halfbyte.quantizer.outer import EMBED, HEAD, PROJECT, outer
 from halfbyte.quantizer.stages import Stages, stage_of
-from halfbyte.specs import Scheme, SolveMethod
+from halfbyte.specs import SCHEMES, Scheme, SolveMethod
 
 WALKED = 32  # windows that walk back, too
 PLAIN = frozenset({"f32", "f16", "bf16"})
@@ -106,13 +108,35 @@ class Blockwise:
     ) -> dict[str, QTensor]:
         block = Block(self._decoder, self._ops, index)
         for name, q in tensors.items():
-            block.put(name, convert(q, self._schemes[name]) if self._settled(name) else q)
+            self._put(block, name, q)
         for half in HALVES:
-            for group in () if finished else GROUPS:
-                if group.half == half and block.members(group):
-                    self._solve(block, group, flow)
+            if not finished:
+                self._solve_half(block, half, flow)
             block.advance(half, flow)
         return {name: block.tensors[name].stored for name in tensors}
+
+    def _solve_half(self, block: Block, half: Half, flow: Flow) -> None:
+        for at in FOLDS if self._method == "awq" else ():
+            if at.group.half == half and block.members(at.group):
+                self._scale_channels(block, at, flow)
+        for group in GROUPS:
+            if group.half == half and block.members(group):
+                self._solve(block, group, flow)
+
+    def _scale_channels(self, block: Block, at: Fold, flow: Flow) -> None:
+        """The channels that a group reads take the factors that are best for its rounding."""
+        readers = block.members(at.group)
+        changed = [*readers, f"{block.name}.{at.producer}.weight"]
+        if self._settled(readers[0]) or any(self._source.schemes[n].block > 1 for n in changed):
+            return
+        hessian, weights = block.hessians(at.group, flow)[0], [block.dense[n] for n in readers]
+        factors = awq.channel_scales(weights, hessian, self._schemes[readers[0]])
+        for name, tensor in fold(block.dense, block.name, at, factors).items():
+            self._put(block, name, encode(tensor, SCHEMES["f32"]))
+
+    def _put(self, block: Block, name: str, q: QTensor) -> None:
+        """A tensor to solve, or as it will be stored where there is nothing to solve."""
+        block.put(name, convert(q, self._schemes[name]) if self._settled(name) else q)
 
     def _solve(self, block: Block, group: Group, flow: Flow) -> None:
         """A group's weights take the schemes they are stored in."""
@@ -121,7 +145,7 @@ class Blockwise:
             return
         hessians = block.hessians(group, flow)
         for name in unsolved:
-            weight = block.dense(name)
+            weight = block.dense[name]
             matrices = weight if group.routed else weight[None]
             solved = [
                 solve(name, matrix, hessian, self._schemes[name], self._method)

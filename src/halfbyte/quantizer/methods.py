@@ -14,7 +14,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.numerics.codec import encode
 from halfbyte.numerics.grids import GRIDS
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.quantizer import gptq
+from halfbyte.quantizer import gptq, signround
 from halfbyte.specs import Scheme, SolveMethod
 
 Solve = Callable[[Tensor, Tensor, Scheme], QTensor]
@@ -34,6 +34,7 @@ SOLVES: dict[SolveMethod, Solve] = {
     "rtn": rtn,
     "search": search,
     "gptq": gptq.solve,
+    "signround": signround.solve,
     "awq": search,  # on channels that were scaled before (`fold`)
 }
 
