@@ -23,7 +23,7 @@ from halfbyte.numerics.grids import grid_of
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.numerics.scales import Scales, joined, meant, nearest_on
 from halfbyte.quantizer.columns import round_columns
-from halfbyte.quantizer.curvature import check, factored, output_error
+from halfbyte.quantizer.curvature import check, factored
 from halfbyte.quantizer.descent import Descent
 from halfbyte.specs import Scheme
 
@@ -87,10 +87,11 @@ def _better(
     weight: Tensor, hessian: Tensor, found: tuple[Tensor, Scales], plain: tuple[Tensor, Scales]
 ) -> tuple[Tensor, Scales]:
     """Row by row the one of less output error."""
-    errors = [output_error(weight - meant(*each), hessian) for each in (found, plain)]
-    kept = (errors[1] < errors[0]).nonzero().flatten()
-    found[0][kept] = plain[0][kept]
-    found[1].step[kept] = plain[1].step[kept]
+    values, others = meant(*found), meant(*plain)
+    # a H a - b H b = (a - b) H (a + b), for the errors a of one and b of the other.
+    gain = ((values - others) @ hessian).mul_(2 * weight - values - others).sum(dim=1)
+    kept = (gain < 0).nonzero().flatten()
+    found[0][kept], found[1].step[kept] = plain[0][kept], plain[1].step[kept]
     return found
 
 
