@@ -198,6 +198,11 @@ public:
                key_scales_.as<float>(), value_scales_.as<float>()};
     }
     const KV& kv() const { return kv_; }
+    // Makes all of it resident, with zeros.
+    void seed() {
+        for (Bytes* bytes : {&keys_, &values_, &key_scales_, &value_scales_})
+            std::memset(bytes->data(), 0, bytes->size());
+    }
     size_t nbytes() const {
         return keys_.size() + values_.size() + key_scales_.size() + value_scales_.size();
     }
@@ -538,6 +543,7 @@ NB_MODULE(_cpu, m) {
 
     nb::class_<Cells>(m, "Cells")
         .def(nb::init<int, int, size_t, int, bool, int>())
+        .def("seed", &Cells::seed)
         .def_prop_ro("nbytes", &Cells::nbytes);
 
     nb::class_<Attention>(m, "Attention")

@@ -20,6 +20,7 @@ from halfbyte.errors import HalfbyteError, OutOfMemoryError
 # verb -> (module, what it does in one line)
 VERBS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "What a model takes, what fits, and what to type next."),
+    "fill": ("fill", "Prove a plan: fill the context and measure."),
     "inspect": ("inspect", "What a model is: spec, tensors, schemes, template, stop ids."),
     "run": ("run", "Generate text: one shot, from stdin, or a chat."),
     "quantize": ("quantize", "Make a smaller model on the grid that ships."),

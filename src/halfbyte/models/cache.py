@@ -117,6 +117,11 @@ class Cache:
             self.nbytes += self.layers[-1].nbytes
         self.step = ops.step(graph(self.layers))
 
+    def seed(self) -> None:
+        """Makes every cell resident, as if it had been filled; what sequences had is gone."""
+        for layer in self.layers:
+            layer.seed()
+
     def check(self, slot: Slot, count: int) -> None:
         """That `count` more rows may enter in one forward; a failure is the caller's bug."""
         room, slack = len(slot.pages) * self.shape.page_len, self.shape.ring_slack

@@ -27,18 +27,24 @@ PARTS = {
 
 
 def ledger(
-    spec: ModelSpec, schemes: Mapping[str, Scheme], setup: Setup, runtime: Runtime
+    spec: ModelSpec,
+    schemes: Mapping[str, Scheme],
+    setup: Setup,
+    runtime: Runtime,
+    *,
+    tokenizer: bool = True,
 ) -> tuple[Row, ...]:
-    """Every row of a model's plan, the largest parts first by their kind."""
+    """Every row of a model's plan: weights, cache, activations, and what runs them."""
+    text = TEXT_BYTES * spec.vocab if tokenizer else 0
     return (
         *weights(spec, schemes, runtime),
         *cache(spec, setup, runtime),
         *activations(setup, runtime),
         Row(
             component="runtime.text",
-            bytes=TEXT_BYTES * spec.vocab,
+            bytes=text,
             basis="calibrated",
-            note=f"the tokenizer of {spec.vocab} tokens",
+            note=f"a tokenizer of {spec.vocab} tokens",
         ),
         *runtime.overhead(),
     )

@@ -13,4 +13,10 @@ def model_of(reference: str) -> Model:
     """The model that a reference names. What is stored in blocks is run as it is stored."""
     source = read(locate(reference))
     quantized = any(scheme.name not in PLAIN for scheme in source.schemes.values())
-    return Model(name=reference, spec=source.spec, schemes=source.schemes, quantized=quantized)
+    return Model(
+        name=reference,
+        spec=source.spec,
+        schemes=source.schemes,
+        quantized=quantized,
+        tokenizer=source.assets is not None,
+    )

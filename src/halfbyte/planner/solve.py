@@ -57,6 +57,7 @@ class Model:
     spec: ModelSpec
     schemes: Mapping[str, Scheme]
     quantized: bool
+    tokenizer: bool = True
 
 
 def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]:
@@ -71,7 +72,7 @@ def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]
             f"a context of {goal.context} is beyond the model's {limit}",
             hint=f"give --context {limit} or less",
         )
-    caches: Sequence[KVType] = KV_ORDER if goal.kv is None else (goal.kv,)
+    caches: tuple[KVType, ...] = KV_ORDER if goal.kv is None else (goal.kv,)
     makers = [
         _Maker(model, machine, goal, recipe, kv)
         for recipe in _recipes(model, goal)
@@ -134,7 +135,16 @@ class _Maker:
             machine=machine.name,
             ops=self._runtime.name,
             setup=setup,
-            rows=(*ledger(spec, self._schemes, setup, self._runtime), *around),
+            rows=(
+                *ledger(
+                    spec,
+                    self._schemes,
+                    setup,
+                    self._runtime,
+                    tokenizer=self._model.tokenizer,
+                ),
+                *around,
+            ),
             budget_bytes=budget,
             tokens_per_s=self._speed(setup),
         )

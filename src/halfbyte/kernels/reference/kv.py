@@ -46,6 +46,12 @@ class ReferenceKV:
         scales = 0 if self._scales is None else self._scales.nbytes
         return self._values.nbytes + scales
 
+    def seed(self) -> None:
+        """Makes all of it resident, with zeros."""
+        self._values.zero_()
+        if self._scales is not None:
+            self._scales.zero_()
+
     def write(self, rows: Rows, k_RGD: Tensor, v_RGD: Tensor) -> None:
         """Puts the keys and values of all rows into their cells."""
         cells = torch.cat([self._cells(span, span.start, span.count) for span in rows.spans])
