@@ -72,11 +72,10 @@ def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]
             f"a context of {goal.context} is beyond the model's {limit}",
             hint=f"give --context {limit} or less",
         )
-    caches: tuple[KVType, ...] = KV_ORDER if goal.kv is None else (goal.kv,)
     makers = [
         _Maker(model, machine, goal, recipe, kv)
         for recipe in _recipes(model, goal)
-        for kv in caches
+        for kv in _caches(goal)
     ]
     wanted = goal.context or min(limit, USUAL_CONTEXT)
     longest = [maker.longest(limit) for maker in makers]
@@ -93,6 +92,10 @@ def _recipes(model: Model, goal: Goal) -> Sequence[str | None]:
     if goal.recipe is not None:
         return (goal.recipe,)
     return (None,) if model.quantized else RECIPE_ORDER
+
+
+def _caches(goal: Goal) -> Sequence[KVType]:
+    return KV_ORDER if goal.kv is None else (goal.kv,)
 
 
 class _Maker:
