@@ -93,9 +93,7 @@ def test_a_gate_that_cannot_be_applied(tmp_path: Path) -> None:
 
 
 def test_a_miss_says_by_how_much() -> None:
-    miss = Check(
-        text="chinese", number="kl_mean", limit="max", threshold=0.07, measured=0.0851
-    )
+    miss = Check(text="chinese", number="kl_mean", limit="max", threshold=0.07, measured=0.0851)
     assert miss.sentence == "kl_mean on chinese is 0.0851, 0.015 beyond 0.07"
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from halfbyte.evals.gate import Gate
     from halfbyte.evals.tasks.outcome import TaskResult
     from halfbyte.evals.tasks.settings import Settings
+    from halfbyte.specs import LoadOptions
     from halfbyte.workflows import Asked, Evaluation, Measured, Verdict
 
 DEFAULT = "default"
@@ -46,6 +47,13 @@ DEFAULT = "default"
     metavar="FILE|default",
     help="A TOML file of thresholds, or ours for how MODEL is stored; a miss exits 7.",
 )
+@click.option(
+    "--speculation",
+    type=length,
+    metavar="TOKENS",
+    help="Instead, compare so many tokens drafted in every way with plain decoding.",
+)
+@flags.DRAFTER
 @click.option("--recipe", help="Quantize an unquantized model while loading it.")
 @flags.METHOD
 @click.option("--kv", type=click.Choice(["bf16", "q8_0", "f32"]), default="bf16", show_default=True)
@@ -65,6 +73,8 @@ def command(
     longest: int,
     allow_code: bool,
     gate_name: str | None,
+    speculation: int | None,
+    drafter: str,
     recipe: str | None,
     method: Any,
     kv: Any,
@@ -85,8 +95,17 @@ def command(
     settings = Settings(limit=limit, max_tokens=max_tokens, longest=longest, allow_code=allow_code)
     asked = _asked(tasks, settings)
     options = LoadOptions(
-        recipe=recipe, method=method, device=device, dtype=dtype, kv=kv, threads=threads
+        recipe=recipe,
+        method=method,
+        device=device,
+        dtype=dtype,
+        kv=kv,
+        threads=threads,
+        drafter=drafter,
     )
+    if speculation is not None:
+        _prove(model, speculation, options, as_json=as_json)
+        return
     evaluation = Evaluation(model, against=against, options=options, lora=lora)
     gate = _gate(gate_name, evaluation)
     reading = Reading(protocol=protocol, window=window, max_windows=max_windows)
@@ -105,6 +124,30 @@ def command(
         judge(verdict)
     for difference in evaluation.differences():
         note(f"differs: {difference}")
+
+
+def _prove(model: str, tokens: int, options: LoadOptions, *, as_json: bool) -> None:
+    """The self-test of speculation; a token that differs is a missed gate."""
+    from halfbyte import workflows
+
+    with progress("comparing") as report:
+        proof = workflows.prove_speculation(model, tokens=tokens, options=options, progress=report)
+    if as_json:
+        facts = {"ops": proof.ops, "tokens": proof.tokens, "differing": proof.differing}
+        document("eval", {"speculation": {**facts, "trials": [*map(asdict, proof.trials)]}})
+    else:
+        for trial in proof.trials:
+            rate = "" if trial.tokens_per_round is None else f"{trial.tokens_per_round:.2f} a round"
+            click.echo(
+                f"  {trial.drafter:16} {trial.sampling:10} {trial.tokens:7} tokens, "
+                f"{trial.differing} differ  {rate}"
+            )
+        click.echo(f"{proof.tokens} tokens compared in {proof.ops} ops, {proof.differing} differ")
+    if proof.differing:
+        raise GateMissedError(
+            f"{proof.differing} of {proof.tokens} tokens changed when they were drafted",
+            hint="this should never be: report it with this output; --draft off runs without",
+        )
 
 
 def _asked(tasks: Sequence[str], settings: Settings) -> list[Asked]:

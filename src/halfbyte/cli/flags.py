@@ -71,6 +71,13 @@ CACHE = _all(
     ),
 )
 
+DRAFTER = click.option(
+    "--drafter",
+    default="auto",
+    show_default=True,
+    metavar="PATH|auto",
+    help="A model that drafts; auto takes the one beside MODEL.",
+)
 DRAFT = _all(
     click.option(
         "--draft",
@@ -80,13 +87,7 @@ DRAFT = _all(
         help="Tokens drafted in a round: a number, off, or auto for as many as pay. The output is "
         "the same with any.",
     ),
-    click.option(
-        "--drafter",
-        default="auto",
-        show_default=True,
-        metavar="PATH|auto",
-        help="A model that drafts; auto takes the one beside MODEL.",
-    ),
+    DRAFTER,
 )
 
 READING = _all(

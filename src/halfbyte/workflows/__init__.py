@@ -7,6 +7,7 @@ is shown of it is the command line's affair.
 from halfbyte.workflows.comparing import Side, compare
 from halfbyte.workflows.evaluating import Asked, Evaluation, Measured, Verdict
 from halfbyte.workflows.making import Artefact, Calibrating, export_gguf, quantize
+from halfbyte.workflows.proving import Proof, prove_speculation
 
 __all__ = [
     "Artefact",
@@ -14,9 +15,11 @@ __all__ = [
     "Calibrating",
     "Evaluation",
     "Measured",
+    "Proof",
     "Side",
     "Verdict",
     "compare",
     "export_gguf",
+    "prove_speculation",
     "quantize",
 ]
