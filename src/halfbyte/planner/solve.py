@@ -105,7 +105,8 @@ class _Maker:
         self, model: Model, machine: Machine, goal: Goal, recipe: str | None, kv: KVType
     ) -> None:
         self._model, self._machine, self._goal = model, machine, goal
-        self.recipe, self.kv = recipe, kv
+        self.recipe = recipe
+        self.kv: KVType = kv
         self._schemes = model.schemes if recipe is None else schemes_of(model.spec, recipe)
         self._runtime: Runtime = runtime_of(machine.kind, model.spec, self._schemes)
 
