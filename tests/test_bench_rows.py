@@ -26,6 +26,8 @@ ROWS = ["rows@1", "rows@2", "rows@4", "rows@8", "rows@16"]
 class Recorder(Course):
     """Keeps what is asked of it; refuses positions that nothing was run for."""
 
+    chunk = 512
+
     def __init__(self) -> None:
         self.asked: list[tuple[int, int, bool]] = []
         self._there = 0
@@ -132,7 +134,8 @@ def test_bench_alone_is_json(halfbyte: Halfbyte) -> None:
     [
         (("--prefill", "8k"), "beyond the model's 4096"),
         (("--depth", "4096"), "beyond the model's 4096"),
-        (("--synthetic-rates", "0.8"), "belong together"),
+        (("--synthetic-rates", "0.8"), "no drafter beside"),
+        (("--drafter", "demo"), "timed at --synthetic-rates"),
         (("--synthetic-rates", "often"), "no list of numbers"),
     ],
 )
@@ -147,7 +150,7 @@ def test_what_cannot_be_timed_is_said(
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """A random Gemma 4 of two layers and a random drafter for it."""
     folder = tmp_path_factory.mktemp("pair")
-    paths = folder / "model.gguf", folder / "drafter.gguf"
+    paths = folder / "model.gguf", folder / "model.drafter.gguf"
     for name, path in zip(("gemma4-1b", "gemma4-1b-assistant"), paths, strict=True):
         config = read_config(name, layers=2)
         config.get("text_config", config)["vocab_size"] = 512
@@ -156,14 +159,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
 
 
 def test_rounds_of_drafts_are_timed(halfbyte: Halfbyte, pair: tuple[Path, Path]) -> None:
+    """With the drafter beside the model, and with one that is named."""
     model, drafter = pair
-    asked = ("--prefill", 8, "--decode", 4, "--depth", "0,32", "--drafter", drafter, "--json")
+    asked = ("--prefill", 8, "--decode", 4, "--depth", "0,32", "--json")
     facts = halfbyte("bench", model, *asked, "--synthetic-rates", "0.8,0.6").document
     rows = {row["test"]: row for row in facts["rows"]}
     for depth in (0, 32):
         row = rows[f"speculate@{depth}"]
         assert row["tokens_per_s"] == pytest.approx(2.4 / row["median_s"]) and row["n"] == 3
-    rising = halfbyte("bench", model, *asked, "--synthetic-rates", "0.6,0.8")
+    rising = halfbyte("bench", model, "--drafter", drafter, *asked, "--synthetic-rates", "0.6,0.8")
     assert rising.code == 2 and "acceptance rates" in rising.err
 
 

@@ -13,10 +13,13 @@ import click
 from halfbyte.cli import flags
 from halfbyte.cli.console import document, progress
 from halfbyte.cli.values import gib, length
+from halfbyte.specs import AUTO
 
 if TYPE_CHECKING:
     from halfbyte.evals.bench import Row
+    from halfbyte.formats.checkpoint import Source
     from halfbyte.models.decoder import Decoder
+    from halfbyte.models.drafter import DraftModel
 
 
 def lengths(value: str) -> list[int]:
@@ -38,17 +41,14 @@ def shares(value: str) -> list[float]:
 @click.option("--decode", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--depth", type=lengths, help="Tokens before.  [default: those of 0,4096 that fit]")
 @click.option("--kv", type=click.Choice(["bf16", "q8_0", "f32"]), default="bf16", show_default=True)
-@click.option(
-    "--drafter",
-    type=click.Path(exists=True, path_type=Path),
-    help="Also time rounds of its drafts (speculate@D), at --synthetic-rates.",
-)
+@flags.DRAFTER
 @click.option(
     "--synthetic-rates",
     "rates",
     type=shares,
     metavar="P,P,...",
-    help="How often the first draft is accepted, the second, ... of all rounds.",
+    help="Also time rounds of drafts (speculate@D): how often the first is accepted, the second, "
+    "... of all rounds.",
 )
 @flags.DEVICE
 @flags.JSON
@@ -58,7 +58,7 @@ def command(
     decode: int,
     depth: Sequence[int] | None,
     kv: Any,
-    drafter: Path | None,
+    drafter: str,
     rates: Sequence[float] | None,
     device: str,
     dtype: Any,
@@ -69,9 +69,11 @@ def command(
 
     The last line on stdout is one JSON document; with --json it is the only one.
     """
-    if (drafter is None) != (rates is None):
-        raise click.UsageError("--drafter and --synthetic-rates belong together")
+    if drafter != AUTO and rates is None:
+        raise click.UsageError("--drafter is timed at --synthetic-rates")
     from halfbyte.evals.bench import bench, standard, step_bytes
+    from halfbyte.evals.speculation import speculate
+    from halfbyte.formats.reference import locate
     from halfbyte.kernels.choice import choose
     from halfbyte.models.load import load
     from halfbyte.planner.probe import peak_bytes, resident_bytes
@@ -80,47 +82,48 @@ def command(
     before = resident_bytes()
     start = perf_counter()
     source = open_source(model)
-    ops = choose(source.spec, device, dtype, threads=threads)
-    decoder = load(source, ops)
-    load_s = perf_counter() - start
+    decoder = load(source, choose(source.spec, device, dtype, threads=threads))
+    load_s, weights_bytes = perf_counter() - start, decoder.ops.packed_bytes
+    drafts = None if rates is None else _drafter(drafter, source, locate(model), decoder)
     trials = standard(source.spec.context, prefill=prefill, depths=depth, decode=decode)
     with progress("timing") as report:
         rows = bench(decoder, trials, decode=decode, kv=kv, progress=report)
-    if drafter is not None and rates is not None:
+    if drafts is not None and rates is not None:
         depths = [trial.count for trial in trials if trial.kind == "decode"]
-        rows += _speculation(decoder, drafter, rates, depths, decode, kv)
-    peak = max(0, peak_bytes() - before)
-    bandwidth = ops.read_bandwidth()
-    first = next(row for row in rows if row.test.startswith("decode@"))
+        rows += [
+            speculate(decoder, drafts, rates, depth=depth, rounds=decode, kv=kv) for depth in depths
+        ]
     facts = {
         "rows": [asdict(row) for row in rows],
-        "ops": ops.name,
+        "ops": decoder.ops.name,
         "load_s": load_s,
-        "weights_bytes": ops.packed_bytes,
+        "weights_bytes": weights_bytes,
         "step_bytes": step_bytes(source),
-        "read_bandwidth_bytes_per_s": bandwidth,
-        "bandwidth_share": bandwidth and step_bytes(source) / first.median_s / bandwidth,
-        "peak_bytes": peak,
+        "peak_bytes": max(0, peak_bytes() - before),
+        **_bandwidth(decoder.ops.read_bandwidth(), rows, step_bytes(source)),
     }
     if not as_json:
         _table(facts)
     document("bench", facts)
 
 
-def _speculation(
-    decoder: Decoder,
-    drafter: Path,
-    rates: Sequence[float],
-    depths: Sequence[int],
-    rounds: int,
-    kv: Any,
-) -> list[Row]:
-    from halfbyte.evals.speculation import speculate
+def _drafter(reference: str, source: Source, place: Path, decoder: Decoder) -> DraftModel:
     from halfbyte.models.load import load_drafter
-    from halfbyte.quantizer.opening import open_source
+    from halfbyte.quantizer.opening import open_drafter
 
-    model = load_drafter(open_source(str(drafter)), decoder)
-    return [speculate(decoder, model, rates, depth=depth, rounds=rounds, kv=kv) for depth in depths]
+    found = open_drafter(reference, source, place)
+    if found is None:
+        raise click.UsageError("there is no drafter beside the model; name one with --drafter")
+    return load_drafter(found, decoder)
+
+
+def _bandwidth(measured: float | None, rows: Sequence[Row], needed: int) -> dict[str, Any]:
+    """What memory gives, and the share of it that decoding uses at the first depth."""
+    decode = next(row for row in rows if row.test.startswith("decode@"))
+    return {
+        "read_bandwidth_bytes_per_s": measured,
+        "bandwidth_share": measured and needed / decode.median_s / measured,
+    }
 
 
 def _table(facts: dict[str, Any]) -> None:
@@ -137,6 +140,6 @@ def _table(facts: dict[str, Any]) -> None:
     if bandwidth:
         click.echo(
             f"  memory read at {bandwidth / 1e9:.1f} GB/s; "
-            f"decoding uses {facts['bandwidth_share']:.0%} of it"
+            f"decoding at the first depth uses {facts['bandwidth_share']:.0%} of it"
         )
     click.echo(f"  loaded in {facts['load_s']:.2f} s, peak {gib(facts['peak_bytes'])}")

@@ -81,7 +81,9 @@ class Row:
 
 
 class Course(Protocol):
-    """One sequence of fixed tokens, that can be set back."""
+    """One sequence of fixed tokens, that can be set back. `chunk`: the most rows of a forward."""
+
+    chunk: int
 
     def forward(self, position: int, count: int, *, every: bool) -> None:
         """Runs the tokens [position, position + count) behind those before them.
@@ -136,6 +138,8 @@ def bench(
 class DecoderCourse:
     """A decoder with one sequence."""
 
+    chunk = CHUNK
+
     def __init__(self, decoder: Decoder, length: int, kv: KVType = "bf16") -> None:
         if length > decoder.spec.context:
             raise InvalidInputError(
@@ -185,8 +189,8 @@ def _read_bytes(tensor: TensorSpec, source: Source) -> int:
 
 def _fill(course: Course, count: int) -> None:
     """`count` tokens from the beginning on."""
-    for start in range(0, count, CHUNK):
-        course.forward(start, min(CHUNK, count - start), every=False)
+    for start in range(0, count, course.chunk):
+        course.forward(start, min(course.chunk, count - start), every=False)
 
 
 def _prefill(course: Course, trial: Trial, repeats: int) -> Row:
