@@ -14,16 +14,18 @@ using hb::Activation, hb::Attention, hb::BLOCK, hb::GROUP, hb::KEY_TILE, hb::KV,
 
 inline float through_f16(float x) { return _cvtsh_ss(_cvtss_sh(x, 0)); }
 
-// Rounds 32 numbers to int8, halves to even, in two halves; returns their scale, an f16 number.
+// Rounds 32 numbers to int8, halves to even, in two halves; returns their scale, an f16 number. That
+// is NaN or infinite if one of them is.
 inline float round_block(const float* x, int8_t* q, I16& first, I16& second) {
     const F16 x0 = load(x), x1 = load(x + 16);
-    const float scale = largest(max(abs(x0), abs(x1))) / 127.0f;
-    const F16 inverse = splat(scale > 0.0f ? 1.0f / scale : 0.0f);
-    first = to_int(mul(x0, inverse));
-    second = to_int(mul(x1, inverse));
+    const float scale = largest_magnitude(x0, x1) / 127.0f, stored = through_f16(scale);
+    const F16 inverse = splat(stored > 0.0f ? 1.0f / scale : 0.0f);
+    const F16 least = splat(-127.0f), most = splat(127.0f);
+    first = to_int(min(max(mul(x0, inverse), least), most));
+    second = to_int(min(max(mul(x1, inverse), least), most));
     store_i8(q, first);
     store_i8(q + 16, second);
-    return through_f16(scale);
+    return stored;
 }
 
 void round_rows(const float* x, int rows, const Rounded& out, int row) {

@@ -12,6 +12,13 @@
 
 namespace HB_ISA {
 
+// Magnitudes are compared by their bits, so that NaN is larger than any number.
+inline float float_of(int32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
 #if HB_BITS == 512
 
 struct F16 {  // 16 x f32
@@ -35,7 +42,6 @@ inline F16 mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F16 div(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline F16 abs(F16 a) { return {_mm512_abs_ps(a.v)}; }
 // a * b + c, rounded once
 inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F16 round(F16 a) {
@@ -99,6 +105,12 @@ inline I16 dot_full(I16 acc, B64 w, const int8_t* x) { return dot_small(acc, w, 
 
 inline float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
+inline float largest_magnitude(F16 a, F16 b) {
+    const __m512i rest = _mm512_set1_epi32(0x7fffffff);
+    const __m512i p = _mm512_and_si512(_mm512_castps_si512(a.v), rest);
+    const __m512i q = _mm512_and_si512(_mm512_castps_si512(b.v), rest);
+    return float_of(_mm512_reduce_max_epi32(_mm512_max_epi32(p, q)));
+}
 inline int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
 
 #else
@@ -129,10 +141,6 @@ inline F16 mul(F16 x, F16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.
 inline F16 div(F16 x, F16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 inline F16 max(F16 x, F16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 inline F16 min(F16 x, F16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
-inline F16 abs(F16 x) {
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
-}
 inline F16 fma(F16 x, F16 y, F16 z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
@@ -275,6 +283,17 @@ inline float largest(F16 x) {
     for (int i = 1; i < 8; ++i) best = lanes[i] > best ? lanes[i] : best;
     return best;
 }
+inline float largest_magnitude(F16 x, F16 y) {
+    const auto bits = [](__m256 p) {
+        return _mm256_and_si256(_mm256_castps_si256(p), _mm256_set1_epi32(0x7fffffff));
+    };
+    const __m256i p = _mm256_max_epi32(bits(x.a), bits(x.b));
+    const __m256i q = _mm256_max_epi32(bits(y.a), bits(y.b));
+    int32_t lanes[8], best = 0;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(p, q));
+    for (int32_t lane : lanes) best = lane > best ? lane : best;
+    return float_of(best);
+}
 inline int32_t sum(I16 x) {
     int32_t lanes[16], total = 0;
     store_i32(lanes, x);
@@ -284,10 +303,11 @@ inline int32_t sum(I16 x) {
 
 #endif
 
-// e^x, relative error below 2e-7; e^0 is exactly 1, and e^-inf is 0.
+// e^x, relative error below 2e-7; e^0 is exactly 1, e^-inf is 0, and of NaN it is NaN: min and max
+// give their second operand where one is NaN.
 inline F16 exp(F16 x) {
     const F16 low = splat(-87.33654f), high = splat(88.02969f);
-    const F16 kept = min(max(x, low), high);
+    const F16 kept = min(high, max(low, x));
     const F16 n = round(mul(kept, splat(1.44269504f)));
     F16 r = fma(n, splat(-0.693359375f), kept);
     r = fma(n, splat(2.12194440e-4f), r);
@@ -299,10 +319,10 @@ inline F16 exp(F16 x) {
     p = fma(p, r, splat(5.0000001201e-1f));
     const F16 value = mul(add(fma(mul(p, r), r, r), splat(1.0f)), exp2i(n));
 #if HB_BITS == 512
-    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, low.v, _CMP_GE_OQ), value.v)};
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, low.v, _CMP_NLT_UQ), value.v)};
 #else
-    return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, low.a, _CMP_GE_OQ)),
-            _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, low.b, _CMP_GE_OQ))};
+    return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, low.a, _CMP_NLT_UQ)),
+            _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, low.b, _CMP_NLT_UQ))};
 #endif
 }
 

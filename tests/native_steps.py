@@ -48,9 +48,11 @@ def plain_weight(scheme: str, values: Floats) -> QTensor:
     return QTensor(SCHEMES[scheme], values.shape, data)
 
 
-def rows_of(token_ids: Sequence[int], start: int = 0, pages: Sequence[int] = (0,)) -> Rows:
-    """The rows of one sequence."""
-    span = Span(start=start, count=len(token_ids), pages=pages, ring=0)
+def rows_of(
+    token_ids: Sequence[int], pages: Sequence[int] = (0,), adapter: int | None = None
+) -> Rows:
+    """The first rows of one sequence."""
+    span = Span(start=0, count=len(token_ids), pages=pages, ring=0, adapter=adapter)
     return Rows(token_ids=token_ids, spans=[span])
 
 
