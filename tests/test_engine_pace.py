@@ -8,7 +8,7 @@ from drafters import FunctionDrafter, Next, at_random, right, wrong
 from fake_decoder import VOCAB, FakeDecoder
 
 from halfbyte.engine import Drafting, DraftStats, Engine, ModelDrafter
-from halfbyte.engine.drafters import Ask, confidence
+from halfbyte.engine.drafters import Ask, margin
 from halfbyte.engine.drafting import MOST
 from halfbyte.engine.pace import GUESS, Acceptance, Costs, best_plan, most_tokens
 from halfbyte.engine.sequence import Sequence
@@ -178,7 +178,7 @@ def peaked(token: int, height: float) -> np.ndarray:
 
 def test_a_model_stops_drafting_where_it_is_unsure() -> None:
     model = Oracle(peaked(7, 9.0), peaked(8, 9.0), peaked(9, 1.0), peaked(6, 9.0))
-    (proposal,) = ModelDrafter(model).propose([Ask(running(), 4, 0.5)], None)
+    (proposal,) = ModelDrafter(model).propose([Ask(running(), 4, 0.6)], None)
     assert proposal.token_ids == [7, 8], "the third is unsure"
     assert proposal.steps == 3
     model = Oracle(peaked(7, 9.0), peaked(8, 9.0), peaked(9, 1.0), peaked(6, 9.0))
@@ -186,8 +186,10 @@ def test_a_model_stops_drafting_where_it_is_unsure() -> None:
     assert proposal.token_ids == [7, 8, 9, 6]
 
 
-def test_confidence_is_the_probability_of_the_best() -> None:
-    row = np.random.default_rng(0).normal(size=300).astype(np.float32) * 3
-    row[5] = -np.inf
-    exact = np.exp(row.astype(np.float64))
-    assert confidence(row) == pytest.approx(exact.max() / exact.sum(), rel=1e-5)
+@pytest.mark.parametrize("best", [0, 7, 299])
+def test_the_margin_is_that_of_the_best_over_the_next(best: int) -> None:
+    row = np.random.default_rng(0).normal(size=300).astype(np.float32)
+    row[best], row[5] = 9.0, -np.inf
+    assert margin(row) == pytest.approx(9.0 - np.sort(row)[-2])
+    assert margin(np.full(3, 1.0, dtype=np.float32)) == 0.0
+    assert margin(np.float32([2.0, -np.inf])) == np.inf

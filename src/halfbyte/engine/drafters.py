@@ -7,6 +7,7 @@ the request's own filters and noise: where the two distributions agree, so do th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import exp
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -20,9 +21,8 @@ from halfbyte.engine.sequence import Sequence
 from halfbyte.models.cache import Cache
 from halfbyte.models.drafter import DraftModel
 
-CONFIDENCES = 10
-# Logits so far below the best one add nothing to a sum of probabilities.
-NEGLIGIBLE = 20.0
+# Levels of confidence: so many to a unit of the margin, up to the highest.
+MARGIN_STEPS, HIGHEST = 2, 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ class ModelDrafter:
     def __init__(self, model: DraftModel) -> None:
         self._model = model
         self._by_place = Acceptance(lambda _: 0.6)
-        self._by_confidence = Acceptance(lambda level: (level + 0.5) / CONFIDENCES)
+        # Of two tokens the better one has the logistic of the margin, of many somewhat less.
+        self._by_confidence = Acceptance(lambda level: 0.9 / (1 + exp(-level / MARGIN_STEPS)))
 
     def prospects(self, sequence: Sequence, most: int) -> list[float]:
         return [self._by_place.rate(place) for place in range(most)]
@@ -139,7 +140,7 @@ class _Chain:
         self, logits: NDArray[np.float32], state: NDArray[np.float32], acceptance: Acceptance
     ) -> None:
         """One more draft, unless it is too unsure to be worth a row."""
-        level = min(int(confidence(logits) * CONFIDENCES), CONFIDENCES - 1)
+        level = int(min(margin(logits) * MARGIN_STEPS, HIGHEST))
         self._chance *= acceptance.rate(level)
         self.proposal.steps += 1
         if self._chance < self.ask.floor:
@@ -153,11 +154,11 @@ class _Chain:
         self.goes_on = len(drafts) < self.ask.length
 
 
-def confidence(logits: NDArray[np.float32]) -> float:
-    """The probability of the likeliest token."""
-    best = logits.max()
-    near = logits[logits > best - NEGLIGIBLE]
-    return float(1 / np.exp(near - best).sum())
+def margin(logits: NDArray[np.float32]) -> float:
+    """How far the best logit is above the next: confidence at the price of two looks at the row."""
+    best = int(logits.argmax())
+    others = (part.max(initial=-np.inf) for part in (logits[:best], logits[best + 1 :]))
+    return float(logits[best] - max(others))
 
 
 def _chosen(sequence: Sequence, drafts: list[int], logits: NDArray[np.float32]) -> int:
