@@ -4,9 +4,11 @@ Each takes values and paths, calls the rooms downstairs in order, and returns wh
 is shown of it is the command line's affair.
 """
 
+from halfbyte.workflows.artefacts import Artefact
 from halfbyte.workflows.comparing import Side, compare
 from halfbyte.workflows.evaluating import Asked, Evaluation, Measured, Verdict
-from halfbyte.workflows.making import Artefact, Calibrating, export_gguf, quantize
+from halfbyte.workflows.exporting import Form, export
+from halfbyte.workflows.making import Calibrating, quantize
 from halfbyte.workflows.proving import Proof, prove_speculation
 
 __all__ = [
@@ -14,12 +16,13 @@ __all__ = [
     "Asked",
     "Calibrating",
     "Evaluation",
+    "Form",
     "Measured",
     "Proof",
     "Side",
     "Verdict",
     "compare",
-    "export_gguf",
+    "export",
     "prove_speculation",
     "quantize",
 ]

@@ -1,39 +1,24 @@
-"""Making an artefact: quantize a checkpoint, or write it as it is, with a manifest beside it."""
+"""Making an artefact: quantize a checkpoint, with a manifest beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.formats.checkpoint import Source, read, write_gguf
-from halfbyte.formats.manifest import check_sizes, weights_hash, write_manifest
+from halfbyte.formats.checkpoint import Source, read
+from halfbyte.formats.manifest import check_sizes, weights_hash
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
 from halfbyte.kernels.choice import oracle
 from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
 from halfbyte.quantizer.calibrated import calibrated
-from halfbyte.quantizer.pipeline import Quantized
+from halfbyte.quantizer.pipeline import Quantized, schemes_of
 from halfbyte.quantizer.recovered import Recovered
 from halfbyte.specs import Method, SolveMethod, recipe_of
-
-MODEL_NAME = "model.gguf"
-EXPORTED = "as stored"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artefact:
-    """What was written: the GGUF, its manifest, and sizes in bytes; `details` as the manifest has
-    them."""
-
-    path: Path
-    manifest: Path
-    bytes: int
-    source_bytes: int
-    method: str
-    details: Mapping[str, Any]
+from halfbyte.workflows.artefacts import Artefact, check_storable, finished, write_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +48,11 @@ def quantize(
 ) -> Artefact:
     """Quantize a checkpoint to a GGUF with its manifest.
 
-    `target`: a .gguf file, or a directory (made if need be) that gets model.gguf. `method` is gptq
-    where there is something to calibrate on, else search. `lattice`: matrices that lie on a Q4_0
-    lattice are stored as they are. Memory: the largest tensor; with calibration a layer, and the
-    states of the windows. What a stopped calibration has done is kept beside `target`.
+    `target`: a .gguf file, or a directory (made if need be) that gets model.gguf; with schemes that
+    no GGUF has it becomes one of safetensors (compressed-tensors), and must be new. `method` is
+    gptq where there is something to calibrate on, else search. `lattice`: matrices that lie on a
+    Q4_0 lattice are stored as they are. Memory: the largest tensor; with calibration a layer, and
+    the states of the windows. What a stopped calibration has done is kept beside `target`.
     """
     place = locate(model, progress)
     check_sizes(place)
@@ -75,10 +61,11 @@ def quantize(
     found = Recovered(source, wanted) if lattice else None
     if found is not None:
         source, wanted = found, found.recipe
+    check_storable(source.spec, schemes_of(source, wanted), target)
     if calibrating is None:
         method = method or "search"
         quantized = Quantized(source, wanted, method=_uncalibrated(method))
-        path = _write(quantized, place, target, progress)
+        path = write_model(quantized, place, target, progress)
     else:
         method = method or "gptq"
         calibration = _calibration(source, calibrating, place)
@@ -93,10 +80,11 @@ def quantize(
             device=oracle(source.spec, calibrating.device, threads=calibrating.threads).device,
             progress=progress,
         ) as quantized:
-            path = _write(quantized, place, target, progress)
+            path = write_model(quantized, place, target, progress)
     if found and found.matrices:
         details["lattice"] = {"matrices": found.matrices, **asdict(found.counts)}
-    return _finished(path, place, target, recipe=recipe, method=method, details=details)
+    artefact = path if target.suffix == ".gguf" else target
+    return finished(path, place, artefact, recipe=recipe, method=method, details=details)
 
 
 def _uncalibrated(method: SolveMethod) -> Method:
@@ -124,57 +112,3 @@ def _calibration(source: Source, calibrating: Calibrating, place: Path) -> Calib
 def _work_folder(target: Path) -> Path:
     """Where a long job keeps what is finished."""
     return target.with_name(f"{target.name}.work")
-
-
-def export_gguf(model: str, target: Path, *, progress: Progress | None = None) -> Artefact:
-    """Write a model as a GGUF, its tensors exactly as they are stored."""
-    place = locate(model, progress)
-    check_sizes(place)
-    path = _write(read(place), place, target, progress)
-    return _finished(path, place, target, recipe=EXPORTED, method="export", details={})
-
-
-def _write(source: Source, place: Path, target: Path, progress: Progress | None) -> Path:
-    path = _gguf_path(target)
-    if path.exists() and path.samefile(place):
-        raise InvalidInputError("the model itself is there; choose another -o", where=path)
-    named = {"general.name": place.resolve().stem if place.is_file() else place.resolve().name}
-    write_gguf(source, path, extra_metadata=named, progress=progress)
-    return path
-
-
-def _finished(
-    path: Path,
-    place: Path,
-    target: Path,
-    *,
-    recipe: str,
-    method: str,
-    details: Mapping[str, Any],
-) -> Artefact:
-    artefact = path if target.suffix == ".gguf" else target
-    return Artefact(
-        path=path,
-        manifest=write_manifest(
-            artefact, source=place, recipe=recipe, method=method, details=details
-        ),
-        bytes=path.stat().st_size,
-        source_bytes=_size(place),
-        method=method,
-        details=details,
-    )
-
-
-def _gguf_path(target: Path) -> Path:
-    if target.suffix == ".gguf":
-        return target
-    if target.is_file():
-        raise InvalidInputError("is a file", where=target, hint="-o takes X.gguf, or a directory")
-    target.mkdir(parents=True, exist_ok=True)
-    return target / MODEL_NAME
-
-
-def _size(place: Path) -> int:
-    if place.is_file():
-        return place.stat().st_size
-    return sum(file.stat().st_size for file in place.glob("*") if file.is_file())
