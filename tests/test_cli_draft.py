@@ -128,4 +128,5 @@ def test_a_drafter_does_not_run_alone(halfbyte: Halfbyte, model: Path) -> None:
     write_gguf(drafter_of(read(model).spec), place)
     refused = halfbyte("run", place, *ARGUMENTS)
     assert refused.code == 1 and "does not run alone" in refused.err
-    assert "layers" in halfbyte("inspect", place).out
+    page = halfbyte("inspect", place).out
+    assert "a target of width 64" in page and "keys and values of the target" in page

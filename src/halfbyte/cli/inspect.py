@@ -21,7 +21,7 @@ from halfbyte.families import family_of
 
 if TYPE_CHECKING:
     from halfbyte.formats.checkpoint import Checkpoint
-    from halfbyte.specs import AttentionSpec, ModelSpec
+    from halfbyte.specs import AttentionSpec, DrafterSpec, ModelSpec
     from halfbyte.text.assets import TextAssets
 
 
@@ -74,6 +74,13 @@ def _describe_model(source: Checkpoint) -> None:
     extras += [f"logits soft-capped at {spec.logit_softcap:g}"] if spec.logit_softcap else []
     extras += ["head tied to the embedding" if spec.tied_head else "head of its own"]
     _say("ends", ", ".join(extras))
+    if spec.drafter is not None:
+        _say("drafts for", _target(spec.drafter))
+
+
+def _target(drafter: DrafterSpec) -> str:
+    made_for = "" if drafter.target is None else f", trained for {drafter.target[:8]}"
+    return f"a target of width {drafter.target_hidden}{made_for}"
 
 
 def _parameters(spec: ModelSpec) -> str:
@@ -94,7 +101,7 @@ def _lines(spec: ModelSpec) -> Iterator[str]:
     for experts in (layer.experts for layer in spec.layers if layer.experts is not None):
         yield f"{experts.used} of {experts.count} experts {experts.width}"
     yield from (
-        "keys and values of an earlier layer"
+        f"keys and values of {'an earlier layer' if spec.drafter is None else 'the target'}"
         for layer in spec.layers
         if layer.kv_source is not None
     )
