@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +50,13 @@ DEFAULT = "default"
     help="A TOML file of thresholds, or ours for how MODEL is stored; a miss exits 7.",
 )
 @click.option(
+    "--report",
+    "report_to",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write report.html, report.json and a model card there.",
+)
+@click.option(
     "--speculation",
     type=length,
     metavar="TOKENS",
@@ -73,6 +82,7 @@ def command(
     longest: int,
     allow_code: bool,
     gate_name: str | None,
+    report_to: Path | None,
     speculation: int | None,
     drafter: str,
     recipe: str | None,
@@ -87,10 +97,10 @@ def command(
 
     With a gate the result is kept in the manifest of MODEL, if it has one.
     """
+    from halfbyte import workflows
     from halfbyte.evals.tasks.settings import Settings
     from halfbyte.evals.texts import Reading
     from halfbyte.specs import LoadOptions
-    from halfbyte.workflows import Evaluation
 
     settings = Settings(limit=limit, max_tokens=max_tokens, longest=longest, allow_code=allow_code)
     asked = _asked(tasks, settings)
@@ -106,7 +116,7 @@ def command(
     if speculation is not None:
         _prove(model, speculation, options, as_json=as_json)
         return
-    evaluation = Evaluation(model, against=against, options=options, lora=lora)
+    evaluation = workflows.Evaluation(model, against=against, options=options, lora=lora)
     gate = _gate(gate_name, evaluation)
     reading = Reading(protocol=protocol, window=window, max_windows=max_windows)
     named = named_files(texts) or ({} if tasks else evaluation.own_texts)
@@ -116,6 +126,12 @@ def command(
     if gate is not None and gate_name is not None:
         verdict = evaluation.judge(gate, measured, strict=gate_name == DEFAULT)
         evaluation.keep(measured, Path(gate_name).name, verdict)
+    if report_to is not None:
+        typed = [shlex.join(["halfbyte", *sys.argv[1:]])]
+        page = workflows.report(
+            evaluation, measured, verdict, texts=named, directory=report_to, commands=typed
+        )
+        note(f"report: {page}")
     if as_json:
         document("eval", _fields(measured, verdict))
     else:

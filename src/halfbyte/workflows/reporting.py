@@ -1,0 +1,122 @@
+"""The report of a model that was measured beside the one it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halfbyte import __version__
+from halfbyte.errors import HalfbyteError, InvalidInputError
+from halfbyte.evals.layers import LayerError, layer_errors
+from halfbyte.evals.report import write_report
+from halfbyte.evals.report.facts import Facts, Point, mean_kl, stored_as
+from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.documents import read_json
+from halfbyte.formats.manifest import EXPORT, MEASUREMENTS, NAME, described, hashes
+from halfbyte.workflows.evaluating import Evaluation, Measured, Verdict
+
+LAYER_TOKENS = 1024  # what the errors of the layers are measured on
+
+
+def report(
+    evaluation: Evaluation,
+    measured: Measured,
+    verdict: Verdict | None,
+    *,
+    texts: Mapping[str, Path],
+    directory: Path,
+    commands: Sequence[str],
+) -> Path:
+    """Writes the report into a directory (made if need be); returns where its page is.
+
+    `commands` are those that measured; the one that made the model is told by its manifest.
+    Raises `InvalidInputError` without a reference, and where no text was read.
+    """
+    base, against = evaluation.base, evaluation.against
+    if base is None or against is None or not measured.texts:
+        raise InvalidInputError(
+            "a report sets a model beside its reference, on a text", hint="--against and --text"
+        )
+    place, source = evaluation.place, evaluation.source
+    made = described(place)
+    own = Point(name=_name(place), bytes=_bytes(source), kl=mean_kl(measured.texts))
+    whole = Point(name=_name(against), bytes=_bytes(base), kl=0.0)
+    facts = Facts(
+        name=own.name,
+        base=whole.name,
+        version=__version__,
+        recipe=made.get("recipe", evaluation.options.recipe or "not told"),
+        method=made.get("method", "not told"),
+        parameters=source.spec.parameters,
+        bytes=own.bytes,
+        base_bytes=whole.bytes,
+        stored=stored_as(source.spec, source.schemes),
+        layers=_layers(evaluation, source, base, measured, texts),
+        ops=measured.ops,
+        kv=evaluation.options.kv,
+        reading=measured.reading,
+        texts=measured.texts,
+        tasks=measured.tasks,
+        points=[whole, *_others(place, measured), own],
+        passed=None if verdict is None else verdict.passed,
+        checks=[] if verdict is None else verdict.checks,
+        causes=[] if verdict is None else verdict.causes,
+        remedies=[] if verdict is None else verdict.remedies,
+        files=hashes(place),
+        base_files=hashes(against),
+        commands=[*_making(made, whole.name, place), *commands],
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    return write_report(facts, directory)
+
+
+def _name(place: Path) -> str:
+    return place.resolve().stem if place.is_file() else place.resolve().name
+
+
+def _bytes(source: Source) -> int:
+    return sum(source.schemes[t.name].bytes(t.shape) for t in source.spec.tensors())
+
+
+def _layers(
+    evaluation: Evaluation,
+    source: Source,
+    base: Source,
+    measured: Measured,
+    texts: Mapping[str, Path],
+) -> Sequence[LayerError]:
+    """On the beginning of the first text; nothing for models whose layers do not correspond."""
+    if len(source.spec.layers) != len(base.spec.layers):
+        return []
+    windows = evaluation.windows(next(iter(texts.values())), measured.reading)
+    count = max(1, LAYER_TOKENS // measured.reading.window)
+    return layer_errors(source, base, windows[:count])
+
+
+def _others(place: Path, measured: Measured) -> Iterator[Point]:
+    """Artefacts beside this one whose manifests tell of the same texts, read the same way."""
+    folder = place.resolve().parent
+    for path in sorted([*folder.glob(f"*.{NAME}"), *folder.glob(f"*/{NAME}")]):
+        beside = path.parent if path.name == NAME else path.with_name(path.name[: -len(NAME) - 1])
+        if beside.resolve() != place.resolve():
+            yield from _told(path, _name(beside), measured)
+
+
+def _told(manifest: Path, name: str, measured: Measured) -> Iterator[Point]:
+    try:
+        found = read_json(manifest)
+        texts = found[MEASUREMENTS]["texts"]
+        tokens = [(text["name"], text["tokens"]) for text in texts]
+        if tokens == [(text.name, text.tokens) for text in measured.texts]:
+            kl = sum(text["kl"]["mean"] * text["tokens"] for text in texts)
+            size = sum(int(file["bytes"]) for file in found["files"].values())
+            yield Point(name=name, bytes=size, kl=kl / sum(count for _, count in tokens))
+    except (HalfbyteError, KeyError, TypeError, ValueError):
+        return  # somebody else's, or measured otherwise
+
+
+def _making(made: Mapping[str, Any], base: str, place: Path) -> Iterator[str]:
+    if made and made.get("method") != EXPORT:
+        how = f"--recipe {made.get('recipe')} --method {made.get('method')}"
+        yield f"halfbyte quantize {base} -o {place.name} {how}"
