@@ -10,6 +10,7 @@ from halfbyte.workflows.evaluating import Asked, Evaluation, Measured, Verdict
 from halfbyte.workflows.exporting import Form, export
 from halfbyte.workflows.making import Calibrating, quantize
 from halfbyte.workflows.proving import Proof, prove_speculation
+from halfbyte.workflows.reporting import report
 
 __all__ = [
     "Artefact",
@@ -25,4 +26,5 @@ __all__ = [
     "export",
     "prove_speculation",
     "quantize",
+    "report",
 ]
