@@ -33,6 +33,7 @@ from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer import awq
 from halfbyte.quantizer.block import GROUPS, HALVES, Block, Group, Half
 from halfbyte.quantizer.calibrate import Calibration
+from halfbyte.quantizer.ends import Ends
 from halfbyte.quantizer.flow import IN_MEMORY, Flow
 from halfbyte.quantizer.fold import FOLDS, Fold, fold
 from halfbyte.quantizer.gradients import Walk
@@ -185,13 +186,11 @@ class Blockwise:
         return self._source.schemes[name].block > 1 or self._schemes[name].name in PLAIN
 
     def _embedding_hessian(self) -> Tensor:
-        """What an error of the embedding costs; that of a tied one as the head, too.
-
-        How probable a token is scales the error of its row, and a row is solved by itself.
-        """
+        """What an error of the embedding costs: known from a walk through the original."""
+        ends = Ends(self._source.spec, self._ops.device)
         seed = self._calibration.sampling.seed
-        ends = Walk(self._source, self._ops, self._flow(WALKED), seed=seed).run()
-        return ends.entry + ends.final if self._source.spec.tied_head else ends.entry
+        Walk(self._source, self._ops, self._flow(WALKED), seed=seed).run(ends)
+        return ends.hessian
 
     def _table(self, name: str, q: QTensor, hessian: Tensor) -> QTensor:
         """A table of many rows, some of them at once."""

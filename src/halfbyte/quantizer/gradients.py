@@ -1,53 +1,53 @@
-"""How the divergence of a model's predictions follows from changes inside it: Fisher's gradients.
+"""How a model's predictions hang on what happens inside it: Fisher's gradients.
 
-For a small change of a model, KL(before || after) at a token is half the square of the change along
-g, averaged over g = the gradient of log p(y) with y drawn from the model itself. So one walk back
-from drawn tokens says what any change of any activation costs, to second order, without ever making
-it. The walk goes a layer at a time: the states before every layer are kept on the way forward, and
-on the way back a layer is run once more with gradients. Memory on the device: one layer, twice the
+For a small change d of some activation, KL(before || after) at a token is half of (g . d)^2,
+averaged over g = the gradient of log p(y) with y drawn from the model's own prediction. So one walk
+back from drawn tokens tells what any change costs, to second order, without ever making it. The
+walk goes a layer at a time: the states before every layer are kept on the way forward, and on the
+way back a layer runs once more, with gradients. Memory on the device: one layer, a few times the
 activations of a batch, and the head.
 
-What it is not: exact for large changes; and where layers share the keys of another, what passes
-through these alone is not followed back to it.
-Sources: Martens, "New insights and perspectives on the natural gradient method" (arXiv 1412.1193);
-for quantization, YAQA (arXiv 2505.22988).
+What it is not: exact for large changes. Where a layer reads the keys of another, what passes
+through them is not followed back to that one.
+Source: Martens, "New insights and perspectives on the natural gradient method" (arXiv 1412.1193).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from halfbyte.formats.checkpoint import Source
+from halfbyte.kernels.contract import Rows
 from halfbyte.kernels.reference.ops import Weight
 from halfbyte.models.decoder import Decoder
 from halfbyte.numerics.codec import decode
 from halfbyte.quantizer.block import HALVES, Block
 from halfbyte.quantizer.flow import Batch, Flow
-from halfbyte.quantizer.moment import SecondMoment
-from halfbyte.quantizer.observed import ObservedOps
+from halfbyte.quantizer.observed import ObservedOps, Passed
 from halfbyte.quantizer.outer import outer
 
 LOGITS = 1 << 24  # logits that exist at once: 64 MiB of f32, and a few times that with gradients
 
-Visit = Callable[[int, Batch], None]
-"""Called with a layer's index and a batch whose gradients are there, from the last layer down."""
 
+class Visitor(Protocol):
+    """Who looks on during a walk. Rows are tokens; everything is f32, on the device."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """Second moments [H, H] at the two ends of a model, means over the tokens.
+    def top(self, states: Tensor, probabilities: Tensor) -> None:
+        """Final states [R, H], normed, and what the model predicts of them [R, V]."""
+        ...
 
-    `final`: of the final states, normed. `entry`: of the gradients at the embeddings, unscaled.
-    For a row e of an error of the table with probability p of its token, the divergence is about
-    p / 2 times e^T entry e where the table takes tokens in, e^T final e where it is the head.
-    """
+    def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
+        """The products of a layer with a batch, and the gradient at the output of each."""
+        ...
 
-    final: Tensor
-    entry: Tensor
+    def entry(self, rows: Rows, gradient: Tensor) -> None:
+        """The gradient [R, H] at the embeddings of a batch."""
+        ...
 
 
 class Walk:
@@ -59,22 +59,18 @@ class Walk:
         self._chance = torch.Generator(ops.device).manual_seed(seed)
         self._before: list[list[Tensor]] = []  # the states before each layer, by batch
 
-    def run(self, visit: Visit | None = None) -> Ends:
-        """Forward, and back. `visit` sees every layer after its batch went back through it."""
+    def run(self, visitor: Visitor) -> None:
+        """Forward, and back from the last layer to the first."""
         with torch.no_grad():
             self._forward()
-        with torch.enable_grad():
-            return self._backward(*self._top(), visit)
-
-    def _backward(self, final: Tensor, gradients: list[Tensor], visit: Visit | None) -> Ends:
+        gradients = self._top(visitor)
         for index in reversed(range(len(self._before))):
             block = self._block(index)
             for number, batch in enumerate(self._flow.batches):
                 batch.x = self._before[index][number]
-                gradients[number] = self._back(block, batch, gradients[number])
-                if visit is not None:
-                    visit(index, batch)
-        return Ends(final=final, entry=self._moment(gradients) * self._source.spec.embed_scale**2)
+                gradients[number] = self._back(block, batch, gradients[number], visitor)
+        for batch, gradient in zip(self._flow.batches, gradients, strict=True):
+            visitor.entry(batch.rows, gradient.to(self._ops.device))
 
     def _forward(self) -> None:
         flow = self._flow
@@ -88,42 +84,50 @@ class Walk:
     def _block(self, index: int) -> Block:
         block = Block(self._decoder, self._ops, index)
         for tensor in self._source.spec.tensors():
-            if tensor.name.startswith(f"layers.{index}."):
+            if tensor.name.startswith(f"{block.name}."):
                 block.put(tensor.name, self._source.tensor(tensor.name))
         return block
 
-    def _top(self) -> tuple[Tensor, list[Tensor]]:
-        """The second moment of the final states, and the gradients at the states before."""
+    def _top(self, visitor: Visitor) -> list[Tensor]:
+        """The gradients at the states that the last layer gives, by batch, in main memory."""
         stored = self._decoder.weights.head.stored
         head = Weight(stored, decode(stored, device=self._ops.device))
         decoder = Decoder(self._source.spec, replace(self._decoder.weights, head=head), self._ops)
-        with torch.no_grad():
-            states = (decoder.leave(x) for batch in self._flow.batches for x in self._pieces(batch))
-            final = self._moment(states)
-        gradients = [
-            torch.cat([self._drawn(decoder, x) for x in self._pieces(batch)])
+        return [
+            torch.cat([self._drawn(decoder, x, visitor) for x in self._pieces(batch)])
             for batch in self._flow.batches
         ]
-        return final, gradients
-
-    def _moment(self, batches: Iterable[Tensor]) -> Tensor:
-        return SecondMoment.of(batches, self._source.spec.hidden, self._ops.device).mean
 
     def _pieces(self, batch: Batch) -> Iterator[Tensor]:
-        """The states of a batch on the device, as many at once as have room for their logits."""
+        """The states of a batch, as many at once as have room for their logits."""
         for x in batch.x.split(max(1, LOGITS // self._source.spec.vocab)):
-            yield x.to(self._ops.device)
+            yield x.to(self._ops.device).requires_grad_()
 
-    def _drawn(self, decoder: Decoder, x: Tensor) -> Tensor:
+    def _drawn(self, decoder: Decoder, x: Tensor, visitor: Visitor) -> Tensor:
         """The gradient at states [R, H] of log p of a token drawn for each."""
-        x = x.detach().requires_grad_()
-        log_p = decoder.logits(decoder.leave(x)).log_softmax(-1)
-        drawn = torch.multinomial(log_p.detach().exp(), 1, generator=self._chance)
-        return torch.autograd.grad(log_p.gather(1, drawn).sum(), x)[0].cpu()
+        with torch.enable_grad():
+            states = decoder.leave(x)
+            log_p = decoder.logits(states).log_softmax(-1)
+        probabilities = log_p.detach().exp()
+        visitor.top(states.detach(), probabilities)
+        drawn = torch.multinomial(probabilities, 1, generator=self._chance)
+        at_logits = torch.zeros_like(log_p).scatter_(1, drawn, 1.0)
+        return torch.autograd.grad(log_p, x, at_logits)[0].cpu()
 
-    def _back(self, block: Block, batch: Batch, gradient: Tensor) -> Tensor:
+    def _back(self, block: Block, batch: Batch, gradient: Tensor, visitor: Visitor) -> Tensor:
         """The gradient before a layer, from that after it."""
-        batch.x = start = batch.x.to(self._ops.device).detach().requires_grad_()
-        for half in HALVES:
-            batch.x = block.run(half, batch)
-        return torch.autograd.grad(batch.x, start, gradient.to(self._ops.device))[0].cpu()
+        start = batch.x.to(self._ops.device).requires_grad_()
+
+        def run() -> Tensor:
+            batch.x = start
+            for half in HALVES:
+                batch.x = block.run(half, batch)
+            return batch.x
+
+        with torch.enable_grad():
+            end, passed = self._ops.passed_in(run)
+        inner = [product.output for product in passed]
+        found = torch.autograd.grad(end, [start, *inner], gradient.to(self._ops.device))
+        with torch.no_grad():
+            visitor.layer(block, passed, found[1:])
+        return found[0].cpu()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -17,6 +18,16 @@ from halfbyte.kernels.reference.ops import Weight
 
 Run = Callable[[], object]
 Observer = Callable[[Tensor, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """One product: rows [R, K] times a stored weight, or one expert's matrix of it: [R, N]."""
+
+    weight: Weight
+    expert: int | None
+    input: Tensor
+    output: Tensor
 
 
 class _Found(Exception):
@@ -34,11 +45,15 @@ class ObservedOps(ReferenceOps):
         super().__init__(device, exact_rows=False, decoded_bytes=sys.maxsize)
         self._weight: Weight | None = None
         self._observer: Observer | None = None
+        self._passed: list[Passed] | None = None
 
     def product(self, x: Tensor, weight: Weight, expert: int | None = None) -> Tensor:
         if weight is self._weight and self._observer is not None:
             self._observer(x, expert)
-        return super().product(x, weight, expert)
+        y = super().product(x, weight, expert)
+        if self._passed is not None:
+            self._passed.append(Passed(weight, expert, x, y))
+        return y
 
     def input_of(self, weight: Weight, run: Run) -> Tensor:
         """What `weight` is given [R, K] when `run` comes to it; `run` goes no further."""
@@ -64,6 +79,14 @@ class ObservedOps(ReferenceOps):
         with self._observing(weight, keep):
             run()
         return found
+
+    def passed_in(self, run: Callable[[], Tensor]) -> tuple[Tensor, list[Passed]]:
+        """What `run` gives, and all products in it, in order."""
+        self._passed = passed = []
+        try:
+            return run(), passed
+        finally:
+            self._passed = None
 
     @contextmanager
     def _observing(self, weight: Weight, observer: Observer) -> Generator[None]:

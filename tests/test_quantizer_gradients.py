@@ -1,0 +1,97 @@
+"""The walk back, a layer at a time, gives what autograd gives of the whole model at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import MemorySource
+from test_quantizer_blockwise import WINDOW, calibration, source
+from torch import Tensor
+
+from halfbyte.kernels.contract import Rows
+from halfbyte.kernels.reference.kv import ScratchKV
+from halfbyte.models.load import load
+from halfbyte.quantizer.block import Block
+from halfbyte.quantizer.ends import Ends
+from halfbyte.quantizer.flow import Flow
+from halfbyte.quantizer.gradients import Walk
+from halfbyte.quantizer.observed import ObservedOps, Passed
+
+
+class Whole:
+    """The gradients of one forward of the whole model, from tokens drawn with the same seed."""
+
+    def __init__(self, model: MemorySource, rows: Rows) -> None:
+        ops = ObservedOps()
+        decoder = load(model, ops)
+        caches = [ScratchKV() for _ in model.spec.layers]
+        x = decoder.enter(rows)[0].requires_grad_()
+        inputs = decoder.enter(rows)[1]
+
+        def run() -> Tensor:
+            y = x
+            for index, weights in enumerate(decoder.weights.layers):
+                y = decoder.attention(y, index, weights, rows, caches[index])
+                y = decoder.feed_forward(y, index, weights, inputs)
+            return y
+
+        end, self.passed = ops.passed_in(run)
+        self.states = decoder.leave(end)
+        log_p = decoder.logits(self.states).log_softmax(-1)
+        chance = torch.Generator().manual_seed(5)
+        drawn = torch.multinomial(log_p.detach().exp(), 1, generator=chance)
+        outputs = [product.output for product in self.passed]
+        self.entry, *self.inner = torch.autograd.grad(log_p.gather(1, drawn).sum(), [x, *outputs])
+
+
+class Looking:
+    """Keeps all that a walk shows."""
+
+    def __init__(self) -> None:
+        self.states = self.gradient = torch.empty(0)
+        self.inner: list[tuple[Tensor, Tensor]] = []
+
+    def top(self, states: Tensor, probabilities: Tensor) -> None:
+        self.states = states
+        assert torch.allclose(probabilities.sum(-1), torch.ones(len(states)))
+
+    def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
+        self.inner = [*((p.input, g) for p, g in zip(passed, gradients, strict=True)), *self.inner]
+
+    def entry(self, rows: Rows, gradient: Tensor) -> None:
+        self.gradient = gradient
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3-softcap", "gemma4-experts", "gemma4-unified"])
+def test_a_walk_is_the_backward_of_the_whole(name: str, tmp_path: Path) -> None:
+    model = source(name)
+    flow = Flow(model.spec, calibration().windows, tmp_path)
+    looking = Looking()
+    Walk(model, ObservedOps(), flow, seed=5).run(looking)
+    assert len(flow.batches) == 1
+    whole = Whole(model, flow.batches[0].rows)
+    torch.testing.assert_close(looking.states, whole.states, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(looking.gradient, whole.entry, rtol=1e-3, atol=1e-5)
+    assert len(looking.inner) == len(whole.passed)
+    for (x, gradient), passed, expected in zip(
+        looking.inner, whole.passed, whole.inner, strict=True
+    ):
+        torch.testing.assert_close(x, passed.input, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_table_that_is_tied_is_judged_at_both_ends(tmp_path: Path) -> None:
+    windows = calibration().windows
+    for name, tied in (("llama-tied", True), ("llama", False)):
+        model, ops = source(name), ObservedOps()
+        looking, ends = Looking(), Ends(model.spec, "cpu")
+        for visitor in (looking, ends):
+            Walk(model, ops, Flow(model.spec, windows, tmp_path), seed=5).run(visitor)
+        tokens = len(windows) * WINDOW
+        expected = looking.gradient.T @ looking.gradient / tokens
+        if tied:
+            expected = expected + looking.states.T @ looking.states / tokens
+        torch.testing.assert_close(ends.hessian, expected, rtol=1e-4, atol=1e-6)
