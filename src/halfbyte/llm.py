@@ -24,35 +24,35 @@ from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.lora import open_adapter
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
-from halfbyte.kernels.choice import choose
+from halfbyte.kernels.choice import choose, usable
+from halfbyte.kernels.contract import OpSet
+from halfbyte.kernels.cpu import CPUOps
 from halfbyte.models.load import load, load_drafter
-from halfbyte.planner.probe import peak_bytes, resident_bytes
+from halfbyte.planner.opening import plan_of_source
+from halfbyte.planner.probe import peak_bytes, resident_bytes, this_machine
+from halfbyte.planner.solve import USUAL_CONTEXT, Goal
 from halfbyte.quantizer.opening import open_drafter, open_source
-from halfbyte.specs import AUTO, LoadOptions, ModelSpec, Request, SamplingParams
+from halfbyte.specs import AUTO, LoadOptions, ModelSpec, Plan, Request, SamplingParams
 from halfbyte.text.answer import Answer, AnswerStream, Piece, collected
 from halfbyte.text.assets import TextAssets
 from halfbyte.text.chat import Chat
 from halfbyte.text.tokenizer import Tokenizer
 
-DEFAULT_CONTEXT = 8192
 # For a model whose makers say nothing about sampling.
 FALLBACK = {"temperature": 0.8, "top_p": 0.95}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes: of packed weights, of adapters, of the drafter, of the cache, and the most this
-    process grew to."""
+    """Bytes: of packed weights, of adapters, of the drafter, of the cache, what the plan counts in
+    all, and the most this process grew to."""
 
     weights_bytes: int
     adapters_bytes: int
     drafter_bytes: int
     kv_bytes: int
+    planned_bytes: int
     peak_bytes: int
-
-    @property
-    def planned_bytes(self) -> int:
-        return self.weights_bytes + self.adapters_bytes + self.drafter_bytes + self.kv_bytes
 
 
 class LLM:
@@ -84,12 +84,21 @@ class LLM:
             name: open_adapter(text, self.spec) for name, text in (adapters or {}).items()
         }
         ops = choose(self.spec, options.device, options.dtype, threads=options.threads)
+        self.plan = self._planned(model, source, ops, options)
+        self.context = self.plan.setup.context
         self.decoder = load(source, ops, adapters=self.adapters, progress=progress)
-        self.context = options.context or min(self.spec.context, DEFAULT_CONTEXT)
         body_bytes = ops.packed_bytes
         drafting = self._drafting(source, options, progress)
         self._drafter_bytes = ops.packed_bytes - body_bytes
         self.engine = Engine(self.decoder, context=self.context, kv=options.kv, drafting=drafting)
+
+    def _planned(self, model: str, source: Source, ops: OpSet, options: LoadOptions) -> Plan:
+        kind = "cuda" if usable(options.device).startswith("cuda") else "cpu"
+        goal = Goal(context=options.context, kv=options.kv, reference=not isinstance(ops, CPUOps))
+        plan = plan_of_source(model, source, this_machine(kind), goal)
+        if plan.setup.context < min(self.spec.context, options.context or USUAL_CONTEXT):
+            self.notes.append(f"memory allows a context of {plan.setup.context}")
+        return plan
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -107,6 +116,7 @@ class LLM:
             adapters_bytes=adapters_bytes,
             drafter_bytes=drafter_bytes,
             kv_bytes=self.engine.cache_bytes,
+            planned_bytes=self.plan.own_bytes + adapters_bytes + drafter_bytes,
             peak_bytes=max(0, peak_bytes() - self._resident_before),
         )
 

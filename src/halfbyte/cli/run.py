@@ -232,7 +232,7 @@ def facts(llm: LLM, reply: Reply, *, seed: float | int | None) -> dict[str, Any]
             "decode_s": done.decode_s,
             "decode_tokens_per_s": _rate(done.decode_tokens, done.decode_s),
             "draft": None if done.draft is None else drafted(done.draft),
-            "memory": {**asdict(memory), "planned_bytes": memory.planned_bytes},
+            "memory": asdict(memory),
         },
     }
 

@@ -22,7 +22,6 @@ from halfbyte.text.tokenizer import Tokenizer
 
 BOUND_BYTES = 32 * 2**20
 BOUND_SHARE = 0.03
-NOT_OURS = ("runtime.other_processes", "runtime.margin")
 # What is measured together -> the beginnings of the planned components.
 PARTS = {
     "weights": ("weights.",),

@@ -29,7 +29,7 @@ def choose(
     model, and for "f32" and "bf16". `threads` is the number of compute threads; by default
     HALFBYTE_THREADS, else the processors this process may use.
     """
-    device = _usable(device)
+    device = usable(device)
     threads = threads or env.thread_count()
     native = instruction_set() is not None and CPUOps.lacks(spec) is None
     if device.startswith("cpu") and dtype == "auto" and native:
@@ -43,10 +43,10 @@ def oracle(spec: ModelSpec, device: str = "auto", *, threads: int | None = None)
     It reads whole texts, so products run whole: twice as fast, and the same to f32 accuracy.
     """
     threads = threads or env.thread_count()
-    return _reference(spec, _usable(device), "f32", threads, exact_rows=False)
+    return _reference(spec, usable(device), "f32", threads, exact_rows=False)
 
 
-def _usable(device: str) -> str:
+def usable(device: str) -> str:
     """The device, "auto" resolved; an error for one that is not there."""
     if device == "auto":
         return "cuda" if _has_cuda() else "cpu"

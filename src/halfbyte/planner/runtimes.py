@@ -47,9 +47,12 @@ class Runtime(Protocol):
         ...
 
 
-def runtime_of(kind: DeviceKind, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> Runtime:
-    """The op set that would run a model on a device of this kind."""
-    if kind == "cpu" and instruction_set() is not None and CPUOps.lacks(spec) is None:
+def runtime_of(
+    kind: DeviceKind, spec: ModelSpec, schemes: Mapping[str, Scheme], *, reference: bool = False
+) -> Runtime:
+    """The op set that would run a model on a device of this kind, or the `reference`."""
+    native = kind == "cpu" and instruction_set() is not None and CPUOps.lacks(spec) is None
+    if native and not reference:
         return NativeRuntime(spec, schemes)
     return ReferenceRuntime(kind, spec, schemes)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from halfbyte.errors import DoesNotFitError, InvalidInputError
 from halfbyte.planner.cost import bytes_per_token, ledger
-from halfbyte.planner.runtimes import Runtime, runtime_of
+from halfbyte.planner.runtimes import runtime_of
 from halfbyte.specs import (
     RECIPES,
     KVType,
@@ -39,7 +39,7 @@ REACHED = 0.85
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What is asked of a plan; None leaves it to the plan."""
+    """What is asked of a plan; None leaves it to the plan. `reference`: no native op set."""
 
     budget_bytes: int | None = None
     context: int | None = None
@@ -47,6 +47,7 @@ class Goal:
     kv: KVType | None = None
     sequences: int = 1
     draft: int = 0
+    reference: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,9 @@ class _Maker:
         self.recipe = recipe
         self.kv: KVType = kv
         self._schemes = model.schemes if recipe is None else schemes_of(model.spec, recipe)
-        self._runtime: Runtime = runtime_of(machine.kind, model.spec, self._schemes)
+        self._runtime = runtime_of(
+            machine.kind, model.spec, self._schemes, reference=goal.reference
+        )
 
     def plan(self, context: int) -> Plan:
         goal, machine, spec = self._goal, self._machine, self._model.spec

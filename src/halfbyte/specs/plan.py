@@ -16,6 +16,7 @@ from halfbyte.specs.loading import KVType
 
 Basis = Literal["arithmetic", "calibrated"]
 SCHEMA = "halfbyte.plan/1"
+NOT_OURS = ("runtime.other_processes", "runtime.margin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,11 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         return sum(row.bytes for row in self.rows)
+
+    @property
+    def own_bytes(self) -> int:
+        """The total without what others use and what is left free."""
+        return self.total_bytes - sum(self.part(component) for component in NOT_OURS)
 
     @property
     def fits(self) -> bool:
