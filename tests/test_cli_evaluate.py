@@ -156,3 +156,40 @@ def test_the_table_of_a_comparison_lines_up() -> None:
     column = lines[0].index("q.gguf")
     assert all(line[column - 1 : column] in ("", " ") for line in lines)
     assert lines[13].endswith("87.50%")
+
+
+def test_a_directory_gets_the_proof_too(
+    halfbyte: Halfbyte, stories260k: Path, tmp_path: Path
+) -> None:
+    """In eight bits this model passes our own gate; in four it is damaged, and kept."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    quantize = ("quantize", stories260k, "--threads", 1, "--json")
+    found = halfbyte(*quantize, "-o", good, "--recipe", "q8_0")
+    assert found.code == 0 and found.document["passed"]
+    names = {path.name for path in good.iterdir()}
+    assert names == {"model.gguf", "manifest.json", "report.html", "report.json", "README.md"}
+    told = json.loads((good / "report.json").read_text())
+    assert told["passed"] and told["recipe"] == "q8_0" and len(told["layers"]) == 5
+    assert json.loads((good / "manifest.json").read_text())["measurements"]["gate"]["passed"]
+    assert "measured" not in halfbyte("run", good, "Once", "--raw", "--max-tokens", 1).err
+    missed = halfbyte(*quantize, "-o", bad)
+    assert missed.code == 7 and not missed.document["passed"] and "missed: " in missed.err
+    assert (bad / "model.gguf").exists() and "Missed its gate." in (bad / "report.html").read_text()
+    points = json.loads((bad / "report.json").read_text())["points"]
+    assert [point["name"] for point in points] == ["stories260K", "good", "bad"]
+    plain = tmp_path / "plain"
+    assert halfbyte(*quantize, "-o", plain, "--no-report").document["report"] is None
+    assert {path.name for path in plain.iterdir()} == {"model.gguf", "manifest.json"}
+
+
+def test_a_report_of_what_eval_measured(
+    halfbyte: Halfbyte, stories260k: Path, artefact: Path, story: Path, tmp_path: Path
+) -> None:
+    measure = ("eval", artefact, "--text", story, "--window", 64, "--report", tmp_path / "report")
+    assert halfbyte(*measure, "--against", stories260k).code == 0
+    told = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert told["passed"] is None and told["texts"][0]["name"] == "story.txt"
+    assert told["commands"][0].startswith("halfbyte quantize stories260K -o stories.gguf")
+    assert told["commands"][1].startswith("halfbyte eval ")
+    alone = halfbyte(*measure)
+    assert alone.code == 2 and "beside its reference" in alone.err

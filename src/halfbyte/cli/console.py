@@ -7,11 +7,15 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from halfbyte import env
+from halfbyte.errors import GateMissedError
+
+if TYPE_CHECKING:
+    from halfbyte.workflows import Verdict
 
 SILENCE_S = 10.0
 
@@ -32,6 +36,22 @@ def note(text: str) -> None:
 def complain(error: Exception) -> None:
     """An error on stderr: its text and nothing else."""
     note(f"{click.style('error:', fg='red')} {error}")
+
+
+def judge(verdict: Verdict) -> None:
+    """Tells of a gate that was missed, and raises."""
+    for miss in verdict.misses:
+        note(f"missed: {miss.sentence}")
+    for cause in verdict.causes:
+        note(f"likely cause: {cause}")
+    for remedy in verdict.remedies:
+        note(f"what would help: {remedy}")
+    if not verdict.passed:
+        raise GateMissedError(
+            f"{len(verdict.misses)} of the gate's numbers missed, "
+            f"{len(verdict.differing)} differences from the reference",
+            hint="docs/troubleshooting.md goes from causes to cures",
+        )
 
 
 def colour() -> bool | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from halfbyte.cli import flags
-from halfbyte.cli.console import document, note, progress
+from halfbyte.cli.console import document, judge, note, progress
 from halfbyte.cli.values import length, named_files
 from halfbyte.errors import GateMissedError, InvalidInputError
 
@@ -244,19 +244,3 @@ def _of_task(task: TaskResult) -> Iterator[tuple[str, str]]:
     theirs = task.reference_numbers or {}
     for name, value in task.numbers.items():
         yield name, f"{value:.4g}" + (f", reference {theirs[name]:.4g}" if name in theirs else "")
-
-
-def judge(verdict: Verdict) -> None:
-    """Tells of a gate that was missed, and raises."""
-    for miss in verdict.misses:
-        note(f"missed: {miss.sentence}")
-    for cause in verdict.causes:
-        note(f"likely cause: {cause}")
-    for remedy in verdict.remedies:
-        note(f"what would help: {remedy}")
-    if not verdict.passed:
-        raise GateMissedError(
-            f"{len(verdict.misses)} of the gate's numbers missed, "
-            f"{len(verdict.differing)} differences from the reference",
-            hint="docs/troubleshooting.md goes from causes to cures",
-        )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from halfbyte.cli import flags
-from halfbyte.cli.console import document, note, progress
+from halfbyte.cli.console import document, judge, note, progress
 from halfbyte.cli.values import gib
+
+if TYPE_CHECKING:
+    from halfbyte.workflows import Artefact, Conclusion
 
 EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -21,7 +24,7 @@ EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
     "target",
     required=True,
     type=click.Path(path_type=Path),
-    help="X.gguf, or a directory that gets model.gguf and manifest.json.",
+    help="X.gguf, or a directory that gets model.gguf, manifest.json and a report.",
 )
 @click.option(
     "--recipe",
@@ -77,6 +80,12 @@ EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
     default=True,
     help="Keep matrices that lie on a Q4_0 lattice as they are (the default), or round them anew.",
 )
+@click.option(
+    "--report/--no-report",
+    "reports",
+    default=True,
+    help="Measure what goes into a directory against MODEL, and say so in a report (the default).",
+)
 @flags.JSON
 def command(
     model: str,
@@ -91,11 +100,13 @@ def command(
     device: str,
     threads: int | None,
     lattice: bool,
+    reports: bool,
     as_json: bool,
 ) -> None:
     """Quantize MODEL on the grid that ships; what is written is what runs.
 
-    A calibrated run that was stopped goes on where it was when it is started again.
+    A calibrated run that was stopped goes on where it was when it is started again. Into a
+    directory goes the proof, too; a model that misses its gate is kept, and the exit code is 7.
     """
     from halfbyte import workflows
     from halfbyte.quantizer.calibrate import Sampling
@@ -117,6 +128,7 @@ def command(
             lattice=lattice,
             progress=report,
         )
+    told = _conclude(target, model, device, threads) if reports and target.is_dir() else None
     if as_json:
         document(
             "quantize",
@@ -128,9 +140,27 @@ def command(
                 "bytes": made.bytes,
                 "source_bytes": made.source_bytes,
                 "lattice": made.details.get("lattice"),
+                "report": None if told is None else str(told.page),
+                "passed": None if told is None else told.verdict.passed,
             },
         )
-        return
+    else:
+        _show(made)
+    if told is not None:
+        note(f"report: {told.page}")
+        judge(told.verdict)
+
+
+def _conclude(target: Path, model: str, device: str, threads: int | None) -> Conclusion:
+    from halfbyte import workflows
+    from halfbyte.specs import LoadOptions
+
+    options = LoadOptions(device=device, threads=threads)
+    with progress("measuring") as report:
+        return workflows.conclude(target, model, options=options, progress=report)
+
+
+def _show(made: Artefact) -> None:
     click.echo(made.path)
     if "lattice" in made.details:
         note(_on_lattice(**made.details["lattice"]))

@@ -10,12 +10,13 @@ from halfbyte.workflows.evaluating import Asked, Evaluation, Measured, Verdict
 from halfbyte.workflows.exporting import Form, export
 from halfbyte.workflows.making import Calibrating, quantize
 from halfbyte.workflows.proving import Proof, prove_speculation
-from halfbyte.workflows.reporting import report
+from halfbyte.workflows.reporting import Conclusion, conclude, report
 
 __all__ = [
     "Artefact",
     "Asked",
     "Calibrating",
+    "Conclusion",
     "Evaluation",
     "Form",
     "Measured",
@@ -23,6 +24,7 @@ __all__ = [
     "Side",
     "Verdict",
     "compare",
+    "conclude",
     "export",
     "prove_speculation",
     "quantize",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ from halfbyte.errors import HalfbyteError, InvalidInputError
 from halfbyte.evals.layers import LayerError, layer_errors
 from halfbyte.evals.report import write_report
 from halfbyte.evals.report.facts import Facts, Point, mean_kl, stored_as
+from halfbyte.evals.texts import Reading
 from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.manifest import EXPORT, MEASUREMENTS, NAME, described, hashes
+from halfbyte.formats.progress import Progress
+from halfbyte.specs import LoadOptions
+from halfbyte.workflows.artefacts import name_of
 from halfbyte.workflows.evaluating import Evaluation, Measured, Verdict
 
+DEFAULT = "default"  # the name of our own gate
 LAYER_TOKENS = 1024  # what the errors of the layers are measured on
 
 
@@ -40,8 +46,8 @@ def report(
         )
     place, source = evaluation.place, evaluation.source
     made = described(place)
-    own = Point(name=_name(place), bytes=_bytes(source), kl=mean_kl(measured.texts))
-    whole = Point(name=_name(against), bytes=_bytes(base), kl=0.0)
+    own = Point(name=name_of(place), bytes=_bytes(source), kl=mean_kl(measured.texts))
+    whole = Point(name=name_of(against), bytes=_bytes(base), kl=0.0)
     facts = Facts(
         name=own.name,
         base=whole.name,
@@ -71,8 +77,31 @@ def report(
     return write_report(facts, directory)
 
 
-def _name(place: Path) -> str:
-    return place.resolve().stem if place.is_file() else place.resolve().name
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What our own gate says of a new artefact, and where its report is."""
+
+    verdict: Verdict
+    page: Path
+
+
+def conclude(
+    artefact: Path,
+    model: str,
+    *,
+    options: LoadOptions | None = None,
+    commands: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Conclusion:
+    """Measure a directory that was made from `model` on our own texts, hold it to our own gate,
+    keep that in its manifest, and put the report into it."""
+    evaluation = Evaluation(str(artefact), against=model, options=options)
+    texts = evaluation.own_texts
+    measured = evaluation.measure(texts, Reading(), progress=progress)
+    verdict = evaluation.judge(evaluation.default_gate(), measured, strict=True)
+    evaluation.keep(measured, DEFAULT, verdict)
+    page = report(evaluation, measured, verdict, texts=texts, directory=artefact, commands=commands)
+    return Conclusion(verdict, page)
 
 
 def _bytes(source: Source) -> int:
@@ -100,7 +129,7 @@ def _others(place: Path, measured: Measured) -> Iterator[Point]:
     for path in sorted([*folder.glob(f"*.{NAME}"), *folder.glob(f"*/{NAME}")]):
         beside = path.parent if path.name == NAME else path.with_name(path.name[: -len(NAME) - 1])
         if beside.resolve() != place.resolve():
-            yield from _told(path, _name(beside), measured)
+            yield from _told(path, name_of(beside), measured)
 
 
 def _told(manifest: Path, name: str, measured: Measured) -> Iterator[Point]:
