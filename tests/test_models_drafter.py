@@ -17,9 +17,10 @@ from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
 from halfbyte.families import family_of
 from halfbyte.families.gemma4_assistant import drafter_for
 from halfbyte.formats.checkpoint import Checkpoint, read, write_gguf
-from halfbyte.kernels.contract import OpSet
+from halfbyte.kernels.contract import OpSet, Rows, Span
 from halfbyte.kernels.cpu import CPUOps, instruction_set
 from halfbyte.kernels.reference import ReferenceOps
+from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.models.cache import CacheShape, Slot
 from halfbyte.models.decoder import Chunk, Decoder
 from halfbyte.models.load import load, load_drafter
@@ -188,3 +189,29 @@ def test_tokens_of_a_head_are_each_different_and_known() -> None:
         weights = {**source.weights, "head.tokens": wrong}
         with pytest.raises(IntegrityError, match="ids twice, or outside the vocabulary"):
             load_drafter(replace(source, weights=weights), target)
+
+
+@pytest.mark.parametrize("config", ["gemma4-unified", "llama"])
+def test_all_places_of_a_text_at_once_are_the_steps_at_each(config: str) -> None:
+    """What training needs: a row for every place, keys of the forward under way, gradients."""
+    source = source_of(oracle(CONFIGS[config]), CONFIGS[config])
+    target = load(source, ReferenceOps(exact_rows=False))
+    drafter = load_drafter(random_drafter(target.spec), target)
+    text, following = IDS[:-1], IDS[1:]
+    spans = [Span(start=0, count=len(text), pages=(), ring=0)]
+    caches = [ScratchKV() for _ in target.spec.layers]
+    states = target.states(Rows(token_ids=text, spans=spans), caches).requires_grad_()
+    logits, next_states = drafter.step(
+        Rows(token_ids=following, spans=spans, states=states),
+        [caches[index] for index in paired_layers(drafter.spec, target.spec)],
+    )
+    for place in (0, 5, 40, len(text) - 1):
+        cache = target.new_cache(CacheShape(pages=1, ring_slack=LENGTH, kind="f32"))
+        slot = Slot(pages=[0])
+        target.forward([Chunk(slot=slot, token_ids=text[: place + 1], wanted="none")], cache)
+        given = states[place : place + 1].detach().numpy()
+        one, state = drafter.forward([following[place]], given, [slot], cache)
+        assert relative_error(one[0], logits[place].detach().numpy()) < 1e-4
+        assert relative_error(state[0], next_states[place].detach().numpy()) < 1e-4
+    logits.logsumexp(-1).sum().backward()
+    assert states.grad is not None and states.grad.abs().sum() > 0

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from halfbyte.engine.lookup import Index, Match
 from halfbyte.engine.pace import Acceptance
-from halfbyte.engine.sampling import sample
 from halfbyte.engine.sequence import Sequence
 from halfbyte.models.cache import Cache
 from halfbyte.models.drafter import DraftModel
@@ -27,8 +26,8 @@ MARGIN_STEPS, HIGHEST = 2, 19
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Up to `length` drafts for a sequence; none that is right, with all before it, less often than
-    `floor`."""
+    """Up to `length` drafts for a sequence; after the first none that is right, with all before it,
+    less often than `floor`."""
 
     sequence: Sequence
     length: int
@@ -139,16 +138,18 @@ class _Chain:
     def extend(
         self, logits: NDArray[np.float32], state: NDArray[np.float32], acceptance: Acceptance
     ) -> None:
-        """One more draft, unless it is too unsure to be worth a row."""
+        """One more draft, unless it is too unsure to be worth a row.
+
+        The first is always tried: only so is learned how unsure is too unsure.
+        """
         level = int(min(margin(logits) * MARGIN_STEPS, HIGHEST))
+        drafts = self.proposal.token_ids
         self._chance *= acceptance.rate(level)
         self.proposal.steps += 1
-        if self._chance < self.ask.floor:
+        if drafts and self._chance < self.ask.floor:
             self.goes_on = False
             return
-        drafts = self.proposal.token_ids
-        self.last = _chosen(self.ask.sequence, drafts, logits)
-        self.state = state.copy()
+        self.last, self.state = self.ask.sequence.choose(logits, drafts), state
         drafts.append(self.last)
         self.proposal.levels.append(level)
         self.goes_on = len(drafts) < self.ask.length
@@ -159,14 +160,3 @@ def margin(logits: NDArray[np.float32]) -> float:
     best = int(logits.argmax())
     others = (part.max(initial=-np.inf) for part in (logits[:best], logits[best + 1 :]))
     return float(logits[best] - max(others))
-
-
-def _chosen(sequence: Sequence, drafts: list[int], logits: NDArray[np.float32]) -> int:
-    request = sequence.request
-    return sample(
-        logits,
-        request.sampling,
-        sequence=request.sequence,
-        position=len(sequence.ids) + len(drafts),
-        history=sequence.seen(drafts),
-    )

@@ -25,6 +25,9 @@ STALE = 128
 # Rounds of rest before a draft is tried again: at first, and at last.
 PATIENCE, LONGEST_PATIENCE = 16, 512
 
+Choice = tuple[Drafter | None, Plan]
+NOBODY: Choice = (None, Plan(0, 0.0))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafting:
@@ -58,30 +61,38 @@ class Speculator:
         self._since_plain = 0
         self._resting = 0
         self._patience = PATIENCE
-        self._choices: list[Drafter | None] = []
+        self._chosen: list[Drafter | None] = []
 
     def propose(self, sequences: list[Sequence]) -> list[Proposal]:
         """A proposal for each sequence, maybe empty."""
-        plans = self._plans(sequences)
-        self._choices = [drafter for drafter, _ in plans]
+        choices = self._choose(sequences)
+        self._chosen = [drafter for drafter, _ in choices]
         proposals = [Proposal() for _ in sequences]
         for drafter in self._drafting.drafters:
-            mine = [index for index, choice in enumerate(self._choices) if choice is drafter]
-            if not mine:
-                continue
-            asks = [Ask(sequences[i], plans[i][1].length, plans[i][1].floor) for i in mine]
-            start = self._clock()
-            found = drafter.propose(asks, self._cache)
-            steps = max(1, *(proposal.steps for proposal in found))
-            self._steps[drafter.name].learn(len(mine), (self._clock() - start) / steps)
-            for index, proposal in zip(mine, found, strict=True):
-                self._check(proposal, drafter)
+            asks = {
+                index: Ask(sequences[index], plan.length, plan.floor)
+                for index, (chosen, plan) in enumerate(choices)
+                if chosen is drafter
+            }
+            found = self._ask(drafter, [*asks.values()]) if asks else []
+            for index, proposal in zip(asks, found, strict=True):
                 proposals[index] = proposal
         return proposals
 
+    def _ask(self, drafter: Drafter, asks: list[Ask]) -> list[Proposal]:
+        """What a drafter proposes, and how long a step of it takes."""
+        start = self._clock()
+        found = drafter.propose(asks, self._cache)
+        seconds = self._clock() - start
+        steps = max(1, *(proposal.steps for proposal in found))
+        self._steps[drafter.name].learn(len(asks), seconds / steps)
+        for proposal in found:
+            self._check(proposal, drafter)
+        return found
+
     def learn(self, proposals: list[Proposal], accepted: list[int], seconds: float | None) -> None:
         """What became of the proposals; `seconds` of a forward of these sequences and no other."""
-        for drafter, proposal, right in zip(self._choices, proposals, accepted, strict=True):
+        for drafter, proposal, right in zip(self._chosen, proposals, accepted, strict=True):
             if drafter is not None:
                 drafter.learn(proposal, right)
         if any(accepted):
@@ -95,62 +106,48 @@ class Speculator:
         """What a forward of so many sequences takes without drafts, if that was timed."""
         return self._forward.measured(sequences)
 
-    def _plans(self, sequences: list[Sequence]) -> list[tuple[Drafter | None, Plan]]:
-        rooms = [min(self._drafting.rows - 1, sequence.room - 1) for sequence in sequences]
+    def _choose(self, sequences: list[Sequence]) -> list[Choice]:
+        """Who drafts for each sequence, and how much."""
+        rooms = [min(self._drafting.rows, sequence.room) - 1 for sequence in sequences]
+        asked = [*zip(sequences, rooms, strict=True)]
         if self._drafting.length is not None:
-            return [
-                self._longest(sequence, room)
-                for sequence, room in zip(sequences, rooms, strict=True)
-            ]
-        nothing: list[tuple[Drafter | None, Plan]] = [(None, Plan(0, 0.0)) for _ in sequences]
+            return [self._longest(sequence, room) for sequence, room in asked]
         if self._since_plain >= STALE or self._forward.at(1) is None:
-            return nothing
-        plans = [
-            self._fastest(sequence, room, len(sequences))
-            for sequence, room in zip(sequences, rooms, strict=True)
-        ]
-        if any(plan.length for _, plan in plans):
+            return [NOBODY] * len(asked)
+        found = [self._fastest(sequence, room, len(asked)) for sequence, room in asked]
+        if any(plan.length for _, plan in found):
             self._resting = 0
-            return plans
+            return found
+        if self._has_rested():
+            return [self._longest(sequence, min(room, 1)) for sequence, room in asked]
+        return [NOBODY] * len(asked)
+
+    def _has_rested(self) -> bool:
+        """Whether it is time to try a draft again; the next rest is twice as long."""
         self._resting += 1
         if self._resting < self._patience:
-            return nothing
+            return False
         self._resting, self._patience = 0, min(2 * self._patience, LONGEST_PATIENCE)
-        return [
-            self._longest(sequence, min(room, 1))
-            for sequence, room in zip(sequences, rooms, strict=True)
+        return True
+
+    def _longest(self, sequence: Sequence, room: int) -> Choice:
+        """The drafter with the most tokens, however slow."""
+        found = [(it, it.prospects(sequence, room)) for it in self._drafting.drafters]
+        drafter, rates = max(found, key=lambda it: most_tokens(it[1]))
+        return (drafter, Plan(len(rates), 0.0)) if rates else NOBODY
+
+    def _fastest(self, sequence: Sequence, room: int, sequences: int) -> Choice:
+        """The drafter and the length with the most tokens per second."""
+        found = [
+            (it, self._plan(it, it.prospects(sequence, room), sequences))
+            for it in self._drafting.drafters
         ]
+        drafter, plan = max(found, key=lambda it: it[1].speed)
+        return (drafter, plan) if plan.length else NOBODY
 
-    def _longest(self, sequence: Sequence, room: int) -> tuple[Drafter | None, Plan]:
-        """By the drafter with the most tokens, however slow."""
-        if room < 1:
-            return None, Plan(0, 0.0)
-        prospects = [(drafter, drafter.prospects(sequence, room)) for drafter in self._drafters]
-        drafter, rates = max(prospects, key=lambda it: most_tokens(it[1]))
-        return (drafter, Plan(len(rates), 0.0)) if rates else (None, Plan(0, 0.0))
-
-    def _fastest(
-        self, sequence: Sequence, room: int, sequences: int
-    ) -> tuple[Drafter | None, Plan]:
-        """By the drafter and the length of the most tokens per second."""
-        plans = [
-            (
-                drafter,
-                best_plan(
-                    drafter.prospects(sequence, max(room, 0)),
-                    self._forward,
-                    sequences=sequences,
-                    step_s=self._steps[drafter.name].at(sequences) or 0.0,
-                ),
-            )
-            for drafter in self._drafters
-        ]
-        drafter, plan = max(plans, key=lambda it: it[1].speed)
-        return (drafter, plan) if plan.length else (None, plan)
-
-    @property
-    def _drafters(self) -> tuple[Drafter, ...]:
-        return self._drafting.drafters
+    def _plan(self, drafter: Drafter, rates: list[float], sequences: int) -> Plan:
+        step_s = self._steps[drafter.name].at(sequences) or 0.0
+        return best_plan(rates, self._forward, sequences=sequences, step_s=step_s)
 
     def _check(self, proposal: Proposal, drafter: Drafter) -> None:
         for token in proposal.token_ids:

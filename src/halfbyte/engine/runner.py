@@ -7,14 +7,11 @@ last chosen id and all drafts, each row wanted; what was wrong is rolled back at
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
-
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.engine.drafters import Proposal
 from halfbyte.engine.drafting import Clock, Drafting, Speculator
-from halfbyte.engine.sampling import sample
 from halfbyte.engine.scheduler import Work
 from halfbyte.engine.sequence import Sequence
 from halfbyte.engine.speculate import Tally, Verdict, verify
@@ -78,7 +75,7 @@ class Runner:
         if not len(logits):
             return []
         drafts = proposal.token_ids
-        tokens = self._verdict(drafts, lambda given: _choose(sequence, logits[len(given)], given))
+        tokens = self._verdict(drafts, lambda given: sequence.choose(logits[len(given)], given))
         sequence.slot.rollback(1 + len(drafts) - len(tokens))
         if self._speculator is not None:
             sequence.state = states[len(tokens) - 1].copy()
@@ -116,15 +113,4 @@ def _chunk(item: Work, proposal: Proposal) -> Chunk:
         token_ids=(*sequence.ids[start : start + item.count], *drafts),
         wanted=wanted,
         adapter=sequence.request.adapter,
-    )
-
-
-def _choose(sequence: Sequence, row: NDArray[np.float32], given: Rows[int]) -> int:
-    """The target's token after those of the sequence and those given."""
-    return sample(
-        row,
-        sequence.request.sampling,
-        sequence=sequence.request.sequence,
-        position=len(sequence.ids) + len(given),
-        history=sequence.seen(given),
     )

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.engine.sampling import sample
 from halfbyte.engine.speculate import DraftStats, Tally
 from halfbyte.models.cache import Slot
 from halfbyte.specs import Request
@@ -81,9 +82,16 @@ class Sequence:
         """How many ids may still come."""
         return self.limit - len(self.ids)
 
-    def seen(self, more: Collection[int]) -> Collection[int]:
-        """The ids so far and `more`, where a repetition penalty looks at them."""
-        return [*self.ids, *more] if self.request.sampling.repetition_penalty != 1 else ()
+    def choose(self, logits: NDArray[np.float32], more: Collection[int] = ()) -> int:
+        """The token after the ids so far and `more`, from its row of logits."""
+        sampling = self.request.sampling
+        return sample(
+            logits,
+            sampling,
+            sequence=self.request.sequence,
+            position=len(self.ids) + len(more),
+            history=[*self.ids, *more] if sampling.repetition_penalty != 1 else (),
+        )
 
     def spend(self, seconds: float) -> None:
         """Charge a step, before its tokens are committed."""
