@@ -1,158 +1,170 @@
 """The same GGUF in halfbyte and in llama.cpp, in turn, in one run: A B A B, medians and ratios.
 
     pip install -e '.[peers]'
-    python bench/peers.py model.gguf --threads 2 --rounds 3 --depth 4096
+    python bench/peers.py model.gguf --rounds 3
+    python bench/peers.py 12b.gguf --rows prefill@128,decode@0,rows@8 --decode 8 --flash on
 
-Each round starts a process of its own for each side. Both feed fixed tokens and sample nothing:
-prefill@N is one prompt of N tokens in chunks of 512, decode@D one token at a time behind D others,
-rows@8 eight tokens at once with all their logits. llama.cpp runs with its defaults (f16 cache,
-flash attention where it chooses so). The last line of stdout is one JSON object.
+Each round starts a process of its own for each side (bench/peer_side.py), on a file that is in the
+page cache. Both run the trials of `halfbyte bench` on fixed tokens and sample nothing. llama.cpp
+maps the file, repacks weights as it does by default, has a cache of f16 as by default, and sliding
+windows no longer than they need be, as in its own programs. It runs with every setting of --flash
+(attention in one op or in several) and --ubatch (rows of a prompt at once); in each row its best
+setting counts, and is named.
+
+Seconds to the first token are told twice: of the whole process, which imports Python packages, and
+from the start of loading. Memory is that above the imports. The share of the read bandwidth is of
+the stored bytes that a token needs, on either side. With --drafter, rounds of drafts behind --depth
+tokens are timed at --synthetic-rates, in llama.cpp by its server (bench/build_peer.py builds it).
+
+The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import resource
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any, NamedTuple
 
-CHUNK = 512
-SIDES = ("halfbyte", "llama.cpp")
-Forward = Callable[[int, int, bool], None]
-"""(position, number of tokens, logits of all rows or of the last) -> runs them."""
+from peer_server import rounds_of_drafts
+
+from halfbyte.evals.bench import standard, trial_of
+from halfbyte.formats.checkpoint import read
+
+SIDE = Path(__file__).with_name("peer_side.py")
+WARM_BYTES = 1 << 24
+Facts = dict[str, float]
+
+
+class Setting(NamedTuple):
+    """How llama.cpp runs."""
+
+    flash: str
+    ubatch: str
+
+    def __str__(self) -> str:
+        return f"flash {self.flash}, ubatch {self.ubatch}"
 
 
 def main() -> None:
+    arguments = parsed()
+    settings = [Setting(*pair) for pair in product(arguments.flash, arguments.ubatch)]
+    ours: list[Facts] = []
+    theirs: dict[Setting, list[Facts]] = {setting: [] for setting in settings}
+    for _ in range(arguments.rounds):
+        ours.append(measured("halfbyte", arguments))
+        for setting in settings:
+            theirs[setting].append(measured("llama.cpp", arguments, setting))
+            if arguments.drafter is not None:
+                theirs[setting][-1] |= rounds_of_drafts(arguments, *setting)
+    with_shares(ours, theirs)
+    rows = compared(ours, theirs)
+    show(rows)
+    facts = {"model": arguments.model.name, "threads": arguments.threads}
+    print(json.dumps({"schema": "halfbyte.peers/1", **facts, "rounds": len(ours), "rows": rows}))
+
+
+def parsed() -> argparse.Namespace:
+    def several(text: str) -> list[str]:
+        return text.split(",")
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--decode", type=int, default=32)
-    parser.add_argument("--depth", type=int, default=0, help="also decode behind so many tokens")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=several, help="prefill@512,decode@0,rows@8; else the usual")
+    parser.add_argument("--decode", type=int, default=32, help="tokens, or rounds of drafts")
+    parser.add_argument("--repeats", type=int, default=1, help="of a prompt, in each round")
+    parser.add_argument("--flash", type=several, default=["on", "off"], help="on,off")
+    parser.add_argument("--ubatch", type=several, default=["512"], help="512,1024")
+    parser.add_argument("--drafter", type=Path)
+    parser.add_argument("--synthetic-rates", default="0.8,0.64,0.51,0.41")
+    parser.add_argument("--depth", type=int, default=0, help="of rounds of drafts")
     arguments = parser.parse_args()
-    if arguments.side:
-        print(json.dumps(measure(arguments)))
-        return
-    results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(arguments.rounds):
-        for side in SIDES:
-            command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results[side].append(json.loads(output.splitlines()[-1]))
-    report(results)
+    if arguments.rows is None:
+        context = read(arguments.model).spec.context
+        arguments.rows = [trial.name for trial in standard(context, decode=arguments.decode)]
+    return arguments
 
 
-def report(results: dict[str, list[dict[str, float]]]) -> None:
-    """A table of medians, and of the median of the ratios round by round."""
-    rows: dict[str, dict[str, float]] = {}
-    ours, theirs = (results[side] for side in SIDES)
+def measured(side: str, arguments: argparse.Namespace, setting: Setting | None = None) -> Facts:
+    """Runs one side in a process of its own."""
+    rows = arguments.rows
+    if any(row.startswith("rows@") for row in rows):
+        rows = [*dict.fromkeys((*rows, "rows@1"))]
+    command: list[Any] = [sys.executable, SIDE, side, arguments.model, "--rows", ",".join(rows)]
+    context = max(trial_of(row).length(arguments.decode) for row in rows)
+    command += ["--context", context, "--threads", arguments.threads]
+    command += ["--decode", arguments.decode, "--repeats", arguments.repeats]
+    if setting is not None:
+        command += ["--flash", setting.flash, "--ubatch", setting.ubatch]
+    elif arguments.drafter is not None:
+        command += ["--drafter", arguments.drafter, "--depth", arguments.depth]
+        command += ["--synthetic-rates", arguments.synthetic_rates]
+    warm(arguments.model)
+    environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+    start = perf_counter()
+    with subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        first = perf_counter() - start
+        last = process.stdout.read()
+    if process.returncode:
+        sys.exit(f"{side} failed on {arguments.model}")
+    return {"start_to_first_token_s": first, **json.loads(last)}
+
+
+def warm(path: Path) -> None:
+    """Puts a file into the page cache."""
+    with path.open("rb") as file:
+        while file.read(WARM_BYTES):
+            pass
+
+
+def with_shares(ours: list[Facts], theirs: dict[Setting, list[Facts]]) -> None:
+    """Adds each side's share of the bandwidth that was measured in the round."""
+    for index, facts in enumerate(ours):
+        needed, bandwidth = facts.pop("step_bytes"), facts.pop("read_bandwidth_bytes_per_s")
+        for side in (facts, *(found[index] for found in theirs.values())):
+            if "decode@0" in side:
+                side["bandwidth_share@0"] = needed * side["decode@0"] / bandwidth
+
+
+def compared(ours: list[Facts], theirs: dict[Setting, list[Facts]]) -> dict[str, dict[str, Any]]:
+    """For every row both medians, llama.cpp's of its best setting, and the median of the ratios."""
+    rows: dict[str, dict[str, Any]] = {}
     for name in ours[0]:
-        ratios = [a[name] / b[name] for a, b in zip(ours, theirs, strict=True)]
-        rows[name] = {
-            "halfbyte": median(result[name] for result in ours),
-            "llama.cpp": median(result[name] for result in theirs),
-            "ratio": median(ratios),
-        }
-        print(
-            f"{name:18} " + "  ".join(f"{key} {value:10.4g}" for key, value in rows[name].items())
+        best = (max if more_is_better(name) else min)(
+            theirs, key=lambda setting: median(facts[name] for facts in theirs[setting])
         )
-    print(json.dumps({"schema": "halfbyte.peers/1", "rounds": len(ours), "rows": rows}))
+        pairs = [(a[name], b[name]) for a, b in zip(ours, theirs[best], strict=True)]
+        rows[name] = {
+            "halfbyte": median(a for a, _ in pairs),
+            "llama.cpp": median(b for _, b in pairs),
+            "ratio": median(a / b for a, b in pairs),
+            "setting": str(best),
+        }
+    return rows
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Tokens per second of every test, seconds of 8 rows over 1, and bytes, on one side."""
-    context = max(arguments.prefill, arguments.depth) + arguments.decode + 16
-    start = perf_counter()
-    forward = (halfbyte if arguments.side == "halfbyte" else llama_cpp)(arguments, context)
-    forward(0, 1, False)
-    found = {"first_token_s": perf_counter() - start}
-    fill(forward, arguments.prefill)
-    seconds = median(timed(lambda: fill(forward, arguments.prefill)) for _ in range(3))
-    found[f"prefill@{arguments.prefill}"] = arguments.prefill / seconds
-    for depth in (0, arguments.depth) if arguments.depth else (0,):
-        fill(forward, depth)
-        each = [timed(lambda at=depth + i: forward(at, 1, False)) for i in range(arguments.decode)]
-        found[f"decode@{depth}"] = 1 / median(each)
-    eight = median(timed(lambda: forward(8, 8, True)) for _ in range(9))
-    one = median(timed(lambda: forward(8, 1, True)) for _ in range(9))
-    found["rows@8 / rows@1"] = eight / one
-    found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    return found
+def more_is_better(name: str) -> bool:
+    """Tokens per second and shares; the rest are seconds, bytes, and times of one row."""
+    return "@" in name and "/" not in name
 
 
-def timed(run: Callable[[], None]) -> float:
-    start = perf_counter()
-    run()
-    return perf_counter() - start
-
-
-def fill(forward: Forward, count: int) -> None:
-    """Puts `count` tokens into an empty cache, in chunks."""
-    for start in range(0, count, CHUNK):
-        forward(start, min(CHUNK, count - start), False)
-
-
-def token(position: int) -> int:
-    return 5 + position * 7919 % 4000
-
-
-def halfbyte(arguments: argparse.Namespace, context: int) -> Forward:
-    from halfbyte.formats.checkpoint import read
-    from halfbyte.kernels.cpu import CPUOps
-    from halfbyte.models.cache import CacheShape, Slot
-    from halfbyte.models.decoder import Chunk
-    from halfbyte.models.load import load
-
-    decoder = load(read(arguments.model), CPUOps(threads=arguments.threads))
-    pages = -(-context // 64)
-    cache = decoder.new_cache(CacheShape(pages=pages, ring_slack=CHUNK))
-    slot = Slot(pages=list(range(pages)))
-
-    def forward(position: int, count: int, every: bool) -> None:
-        slot.length = slot.written = position
-        ids = [token(position + i) for i in range(count)]
-        wanted = "all" if every else "last"
-        decoder.forward([Chunk(slot=slot, token_ids=ids, wanted=wanted)], cache)
-
-    return forward
-
-
-def llama_cpp(arguments: argparse.Namespace, context: int) -> Forward:
-    import llama_cpp.llama_cpp as c
-
-    silent = c.llama_log_callback(lambda level, text, data: None)
-    c.llama_log_set(silent, ctypes.c_void_p(0))
-    model = c.llama_model_load_from_file(
-        str(arguments.model).encode(), c.llama_model_default_params()
-    )
-    parameters = c.llama_context_default_params()
-    parameters.n_ctx = context
-    parameters.n_batch = parameters.n_ubatch = CHUNK
-    parameters.n_threads = parameters.n_threads_batch = arguments.threads
-    state = c.llama_init_from_model(model, parameters)
-    batch = c.llama_batch_init(CHUNK, 0, 1)
-
-    def forward(position: int, count: int, every: bool) -> None:
-        c.llama_memory_seq_rm(c.llama_get_memory(state), 0, position, -1)
-        batch.n_tokens = count
-        for i in range(count):
-            batch.token[i], batch.pos[i] = token(position + i), position + i
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            batch.logits[i] = every or i == count - 1
-        if c.llama_decode(state, batch) != 0:
-            raise RuntimeError("llama.cpp cannot decode")
-        c.llama_get_logits(state)
-        forward.keep = silent  # type: ignore[attr-defined]
-
-    return forward
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    print(f"{'':24}{'halfbyte':>12}{'llama.cpp':>12}{'ratio':>8}")
+    for name, row in rows.items():
+        figures = f"{row['halfbyte']:12.5g}{row['llama.cpp']:12.5g}{row['ratio']:8.2f}"
+        print(f"{name:24}{figures}  {row['setting']}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python bench/random_model.py llama-3.2-1b random-1b.gguf                 # quantized, one file
     python bench/random_model.py gemma4-12b random-12b.gguf --recipe q8_0
+    python bench/random_model.py gemma4-12b-assistant random-12b.drafter.gguf
     python bench/random_model.py gemma3-1b random-1b                         # bf16, a directory
 
 The dimensions are those of a config.json: a name in bench/configs, or a path. `gemma4-1b` there is
@@ -21,19 +22,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from halfbyte.cli.console import progress
-from halfbyte.families import family_of, spec_of
-from halfbyte.formats import safetensors
+from halfbyte.families import spec_of
 from halfbyte.formats.checkpoint import write_gguf
+from halfbyte.formats.directory import write_directory
 from halfbyte.formats.finite import SCALES
 from halfbyte.numerics.codec import decode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import ModelSpec, Recipe, Scheme, TensorSpec, recipe_of
+from halfbyte.text.assets import TextAssets
+from halfbyte.text.generation import GenerationDefaults
+from halfbyte.text.vocabulary import TokenType, Vocabulary
 
 CONFIGS = Path(__file__).parent / "configs"
 SPREAD = 0.1  # of norms and other vectors
@@ -48,16 +53,19 @@ def main() -> None:
     parser.add_argument("--recipe", default="q4_0", help="of a GGUF")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocabulary", action="store_true", help="of a GGUF: tokens are numbers")
     arguments = parser.parse_args()
     config = read_config(arguments.config, arguments.layers)
     gguf = arguments.output.suffix == ".gguf"
     recipe = recipe_of(arguments.recipe if gguf else "bf16")
-    model = RandomModel(spec_of(config), recipe, arguments.seed)
+    spec = spec_of(config)
+    assets = numbers(spec.vocab) if arguments.vocabulary else None
+    model = RandomModel(spec, recipe, arguments.seed, assets)
     if gguf:
         with progress("writing", in_bytes=True) as report:
             write_gguf(model, arguments.output, progress=report)
     else:
-        write_directory(model, config, arguments.output)
+        as_directory(model, config, arguments.output)
 
 
 def read_config(name: str, layers: int | None = None) -> dict[str, Any]:
@@ -79,7 +87,7 @@ class RandomModel:
     spec: ModelSpec
     recipe: Recipe
     seed: int = 0
-    assets = None
+    assets: TextAssets | None = None
 
     @cached_property
     def schemes(self) -> dict[str, Scheme]:
@@ -110,20 +118,40 @@ class RandomModel:
         return 1 / (attention.scale * attention.head_dim**0.5)
 
 
+def numbers(count: int) -> TextAssets:
+    """A vocabulary of numbers, for programs that do not start without one."""
+    vocabulary = Vocabulary(
+        model="llama",
+        tokens=tuple(f"<{index}>" for index in range(count)),
+        types=(int(TokenType.NORMAL),) * count,
+        scores=(0.0,) * count,
+    )
+    return TextAssets(
+        vocabulary=vocabulary,
+        bos_id=None,
+        eos_id=None,
+        unk_id=None,
+        pad_id=None,
+        add_bos=False,
+        template=None,
+        generation=GenerationDefaults(),
+    )
+
+
 def vector(draws: np.random.Philox, scheme: Scheme, width: int, centre: float) -> QTensor:
     """Numbers around a centre."""
-    numbers = np.random.Generator(draws).standard_normal(width, dtype=np.float32)
-    return QTensor(scheme, (width,), _stored(centre * (1 + SPREAD * numbers), scheme)[None])
+    drawn = np.random.Generator(draws).standard_normal(width, dtype=np.float32)
+    return QTensor(scheme, (width,), _stored(centre * (1 + SPREAD * drawn), scheme)[None])
 
 
 def plain(draws: np.random.Philox, scheme: Scheme, shape: tuple[int, ...], size: float) -> QTensor:
     """Normal numbers of that standard deviation, in f32, f16 or bf16."""
     data = _empty(scheme, shape)
-    numbers, flat = np.random.Generator(draws), data.reshape(-1)
+    generator, flat = np.random.Generator(draws), data.reshape(-1)
     step = CHUNK // scheme.block_bytes * scheme.block_bytes
     for part in (flat[start : start + step] for start in range(0, len(flat), step)):
-        values = size * numbers.standard_normal(len(part) // scheme.block_bytes, dtype=np.float32)
-        part[:] = _stored(values, scheme)
+        drawn = generator.standard_normal(len(part) // scheme.block_bytes, dtype=np.float32)
+        part[:] = _stored(size * drawn, scheme)
     return QTensor(scheme, shape, data)
 
 
@@ -166,26 +194,11 @@ def _stored(values: np.ndarray, scheme: Scheme) -> np.ndarray:
     return values.astype({"f32": np.float32, "f16": np.float16}[scheme.name]).view(np.uint8)
 
 
-def write_directory(model: RandomModel, config: dict[str, Any], directory: Path) -> None:
-    """Writes config.json and model.safetensors: matrices in bf16, vectors in f32."""
-    directory.mkdir(parents=True, exist_ok=True)
-    family = family_of(model.spec)
-    names = family.names(model.spec)
-    stored = {
-        ours: name.hf if name.hf.startswith("lm_head") else family.prefixes[0] + name.hf
-        for ours, name in names.items()
-    }
-    layout = {stored[t.name]: (model.schemes[t.name], t.shape) for t in model.spec.tensors()}
-    tensors = ((stored[name], _less(q, names[name].offset)) for name, q in model.tensors())
-    safetensors.write(directory / "model.safetensors", layout=layout, tensors=tensors)
-    (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-def _less(q: QTensor, offset: float) -> QTensor:
-    """A vector without what the checkpoint's numbers lack."""
-    if not offset:
-        return q
-    return QTensor(q.scheme, q.shape, (q.data.view(np.float32) - offset).view(np.uint8))
+def as_directory(model: RandomModel, config: dict[str, Any], target: Path) -> None:
+    """Writes a directory with that config.json."""
+    with TemporaryDirectory() as origin:
+        (Path(origin) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        write_directory(model, Path(origin), target)
 
 
 if __name__ == "__main__":

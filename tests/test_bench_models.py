@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_model import RandomModel, blocks, plain, read_config, write_directory
+from random_model import RandomModel, as_directory, blocks, plain, read_config
 
 from halfbyte.families import spec_of
 from halfbyte.formats.checkpoint import read, write_gguf
@@ -50,8 +50,8 @@ def test_a_file_runs_and_its_activations_stay_in_bounds(name: str, tmp_path: Pat
 def test_a_directory_can_be_quantized(name: str, tmp_path: Path) -> None:
     config = small(name)
     model = RandomModel(spec_of(config), recipe_of("bf16"))
-    write_directory(model, config, tmp_path)
-    source = read(tmp_path)
+    as_directory(model, config, tmp_path / "model")
+    source = read(tmp_path / "model")
     assert source.spec == model.spec
     norm = decode(source.tensor("norm.weight"))
     assert 0.9 < float(norm.mean()) < 1.1
