@@ -46,7 +46,7 @@ def test_a_packed_checkpoint_is_its_dequantized_twin(name: str, tmp_path: Path) 
         stored = source.tensor(f"layers.1.{ours}.weight")
         assert torch.equal(decode(stored), weights[f"model.layers.1.{theirs}.weight"])
     assert relative_error(logits_of(source), oracle_logits(twin, IDS)) < 1e-4
-    assert bool(source.notes) == (LAYOUTS[name].scheme == "f32")
+    assert bool(source.decoded) == (LAYOUTS[name].scheme == "f32")
 
 
 def test_another_family(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_another_family(tmp_path: Path) -> None:
 def test_inspect_says_why_weights_are_decoded(tmp_path: Path) -> None:
     packed_checkpoint(tmp_path, LAYOUTS["gptq-sorted"])
     said = CliRunner().invoke(inspect_command, [str(tmp_path)], catch_exceptions=False)
-    assert "14 matrices decoded to f32, exactly: columns grouped by activation order" in said.output
+    assert "14 matrices to f32, exactly: columns grouped by activation order" in said.output
 
 
 def test_a_config_without_a_method_is_that_of_plain_weights(tmp_path: Path) -> None:

@@ -9,15 +9,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 from oracle import LLAMA, oracle
+from packed_files import LAYOUTS, packed_checkpoint
 from safetensors.torch import load_file, save_file
 
 from halfbyte.cli.quantize import command
+from halfbyte.errors import InvalidInputError
 from halfbyte.formats.checkpoint import read
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.lattice import Counts
+from halfbyte.quantizer.opening import open_source
 from halfbyte.quantizer.pipeline import Quantized
 from halfbyte.quantizer.recovered import Recovered
 from halfbyte.specs import SCHEMES, Recipe, recipe_of
+from halfbyte.workflows import quantize
 
 LAYERS = 7 * LLAMA["num_hidden_layers"]
 
@@ -106,3 +110,24 @@ def test_it_can_be_switched_off(trained: Path, tmp_path: Path) -> None:
     stored = read(target).tensor("layers.0.attn.k.weight")
     original = decode(read(trained).tensor("layers.0.attn.k.weight"))
     assert not torch.equal(decode(stored).bfloat16().float(), original)
+
+
+def test_what_its_makers_quantized_is_not_rounded_again(tmp_path: Path) -> None:
+    """Though it is in f32 here, for want of a scheme that holds it."""
+    packed_checkpoint(tmp_path / "packed", LAYOUTS["gptq-sorted"])
+    with pytest.raises(InvalidInputError, match=r"attn.q.weight: was quantized by its makers"):
+        quantize(str(tmp_path / "packed"), tmp_path / "q.gguf")
+    assert not (tmp_path / "q.gguf").exists()
+    made = quantize(str(tmp_path / "packed"), tmp_path / "f.gguf", recipe="f32")
+    assert read(made.path).schemes["layers.0.attn.q.weight"].name == "f32"
+
+
+@pytest.mark.parametrize("recipe", ["nf4", "int4-g32"])
+def test_a_recipe_that_no_gguf_holds_runs_without_being_kept(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALFBYTE_CACHE", str(tmp_path / "cache"))
+    oracle({**LLAMA, "hidden_size": 128, "intermediate_size": 128}).save_pretrained(tmp_path / "m")
+    found = open_source(str(tmp_path / "m"), recipe=recipe)
+    assert found.tensor("layers.0.attn.q.weight").scheme.name == recipe
+    assert not (tmp_path / "cache").exists()

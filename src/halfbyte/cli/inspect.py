@@ -153,8 +153,8 @@ def _describe_storage(source: Checkpoint) -> None:
         click.echo(f"    {scheme:6} {gib(size):>11}  {_which(rows, scheme, common)}")
     for line in conversions({scheme for _, shape, scheme, _ in rows if len(shape) > 1}):
         _say("runs as", line)
-    for note in source.notes:
-        _say("note", note)
+    for reason, count in Counter(source.decoded.values()).items():
+        _say("decoded", f"{count} matrices to f32, exactly: {reason}")
     if source.unused:
         _say("not used", f"{len(source.unused)} tensors of other modalities or copies")
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -30,7 +30,7 @@ from halfbyte.formats import gguf_writer, safetensors
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.finite import check_finite
 from halfbyte.formats.gguf_parts import ROPE_FREQS, GGUFModel, part_paths
-from halfbyte.formats.packed import notes_on, unpacked
+from halfbyte.formats.packed import decoded, unpacked
 from halfbyte.formats.paired import to_halves, to_pairs
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import is_drafter_file
@@ -128,14 +128,14 @@ class Entry:
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The `Source` of files on disk. `unused` are the stored names a text model has no use for;
-    `notes` say which tensors are not held as they are stored, and why."""
+    `decoded`: which matrices are f32 here though they are quantized, and why."""
 
     path: Path
     spec: ModelSpec
     entries: Mapping[str, Entry]
     unused: tuple[str, ...]
     load_assets: Callable[[], TextAssets | None]
-    notes: tuple[str, ...] = ()
+    decoded: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def schemes(self) -> Mapping[str, Scheme]:
@@ -224,7 +224,7 @@ def _read_directory(path: Path) -> Checkpoint:
         entries=entries,
         unused=tuple(sorted(unused)),
         load_assets=lambda: assets_from_directory(path, num_rows=spec.vocab),
-        notes=notes_on(files, located.values()),
+        decoded=decoded(files, located),
     )
 
 

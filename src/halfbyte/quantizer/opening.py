@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from halfbyte import __version__, env
-from halfbyte.formats.checkpoint import Source, read, write_gguf
+from halfbyte.formats.checkpoint import Checkpoint, Source, read, write_gguf
 from halfbyte.formats.fingerprint import check_target
 from halfbyte.formats.manifest import check_sizes, identity
 from halfbyte.formats.progress import Progress
@@ -26,22 +26,35 @@ def open_source(
     method: Method = "search",
     progress: Progress | None = None,
 ) -> Source:
-    """The source of a model; a manifest beside it is checked first (sizes and headers)."""
+    """The source of a model; a manifest beside it is checked first (sizes and headers).
+
+    In schemes that no GGUF has, it is quantized each time, tensor by tensor, and not kept.
+    """
     path = locate(model, progress)
     check_sizes(path)
     source = read(path)
     if recipe is None:
         return source
     kept = _place(path, recipe_of(recipe), method)
-    if not kept.exists():
-        # Brings torch, which running does without.
-        from halfbyte.quantizer.pipeline import Quantized
-        from halfbyte.quantizer.recovered import Recovered
-
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        found = Recovered(source, recipe_of(recipe))
-        write_gguf(Quantized(found, found.recipe, method=method), kept, progress=progress)
+    if kept.exists():
+        return read(kept)
+    quantized = _quantized(source, recipe_of(recipe), method)
+    if any(scheme.ggml_type is None for scheme in quantized.schemes.values()):
+        return quantized
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_gguf(quantized, kept, progress=progress)
     return read(kept)
+
+
+def _quantized(source: Checkpoint, recipe: Recipe, method: Method) -> Source:
+    # Brings torch, which running does without.
+    from halfbyte.quantizer.pipeline import Quantized, refuse_decoded
+    from halfbyte.quantizer.recovered import Recovered
+
+    found = Recovered(source, recipe)
+    quantized = Quantized(found, found.recipe, method=method)
+    refuse_decoded(source, quantized.schemes)
+    return quantized
 
 
 def open_drafter(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.checkpoint import Checkpoint, Source
 from halfbyte.numerics.codec import convert
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import Method, ModelSpec, Recipe, Scheme, holds
@@ -50,6 +50,18 @@ class Quantized:
 
     def _convert(self, name: str, q: QTensor) -> QTensor:
         return convert(q, self.schemes[name], method=self.method)
+
+
+def refuse_decoded(source: Checkpoint, schemes: Mapping[str, Scheme]) -> None:
+    """Raises `InvalidInputError` for a matrix that its makers quantized, to be rounded again."""
+    for name, reason in source.decoded.items():
+        if schemes[name].name != "f32":
+            raise InvalidInputError(
+                f"was quantized by its makers and is f32 only to be exact ({reason}); "
+                f"rounding it to {schemes[name].name} would damage it",
+                where=name,
+                hint="quantize the original checkpoint instead",
+            )
 
 
 def schemes_of(source: Source, recipe: Recipe) -> Mapping[str, Scheme]:

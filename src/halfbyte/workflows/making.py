@@ -15,7 +15,7 @@ from halfbyte.formats.reference import locate
 from halfbyte.kernels.choice import oracle
 from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
 from halfbyte.quantizer.calibrated import calibrated
-from halfbyte.quantizer.pipeline import Quantized, schemes_of
+from halfbyte.quantizer.pipeline import Quantized, refuse_decoded, schemes_of
 from halfbyte.quantizer.recovered import Recovered
 from halfbyte.specs import Method, SolveMethod, recipe_of
 from halfbyte.workflows.artefacts import Artefact, check_storable, finished, write_model
@@ -56,12 +56,15 @@ def quantize(
     """
     place = locate(model, progress)
     check_sizes(place)
-    wanted, source = recipe_of(recipe), read(place)
+    wanted, original = recipe_of(recipe), read(place)
+    source: Source = original
     details: dict[str, Any] = {"rules": wanted.rules}
     found = Recovered(source, wanted) if lattice else None
     if found is not None:
         source, wanted = found, found.recipe
-    check_storable(source.spec, schemes_of(source, wanted), target)
+    schemes = schemes_of(source, wanted)
+    refuse_decoded(original, schemes)
+    check_storable(source.spec, schemes, target)
     if calibrating is None:
         method = method or "search"
         quantized = Quantized(source, wanted, method=_uncalibrated(method))

@@ -4,13 +4,12 @@ They hold a matrix `X.weight` as several tensors (`X.qweight`, `X.scales`, ...),
 config.json's `quantization_config`. `unpacked` puts the matrix back under its own name, in the
 scheme of ours that holds its very integers and scales, so that a checkpoint is read on as any
 other. Nothing is rounded anew. What no scheme of ours can hold (groups that columns were sorted
-into, f32 scales) is decoded to f32, exactly; `notes_on` tells of it.
+into, f32 scales) is decoded to f32, exactly; `decoded` tells of it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
@@ -27,7 +26,7 @@ PACKINGS: dict[str, Callable[[Fields], Packing]] = {
     "compressed-tensors": compressed_tensors.packing_of,
 }
 
-__all__ = ["notes_on", "unpacked"]
+__all__ = ["decoded", "unpacked"]
 
 
 def unpacked(
@@ -61,12 +60,12 @@ def unpacked(
     return plain | dict.fromkeys(packed.infos, packed)
 
 
-def notes_on(files: Mapping[str, TensorFile], names: Iterable[str]) -> tuple[str, ...]:
-    """Why matrices of these names are not in the bits they are stored in, one line a reason."""
-    infos = (files[name].infos[name] for name in names)
-    reasons = Counter(info.description.decoded for info in infos if isinstance(info, PackedMatrix))
-    return tuple(
-        f"{count} matrices decoded to f32, exactly: {reason}"
-        for reason, count in reasons.items()
-        if reason
-    )
+def decoded(files: Mapping[str, TensorFile], located: Mapping[str, str]) -> dict[str, str]:
+    """Our name -> why a matrix is not in the bits that it is stored in. `located`: our names, and
+    those in the files."""
+    infos = {ours: files[stored].infos[stored] for ours, stored in located.items()}
+    return {
+        ours: info.description.decoded
+        for ours, info in infos.items()
+        if isinstance(info, PackedMatrix) and info.description.decoded is not None
+    }
