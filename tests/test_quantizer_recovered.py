@@ -12,6 +12,7 @@ from oracle import LLAMA, oracle
 from packed_files import LAYOUTS, packed_checkpoint
 from safetensors.torch import load_file, save_file
 
+from halfbyte.cli.inspect import command as inspect_command
 from halfbyte.cli.quantize import command
 from halfbyte.errors import InvalidInputError
 from halfbyte.formats.checkpoint import read
@@ -99,6 +100,8 @@ def test_the_command_says_so_and_the_manifest_keeps_it(trained: Path, tmp_path: 
     stored = read(target).tensor("layers.0.attn.k.weight")
     original = decode(read(trained).tensor("layers.0.attn.k.weight"))
     assert torch.equal(decode(stored).bfloat16().float(), original)
+    page = CliRunner().invoke(inspect_command, [str(target)]).stdout
+    assert f"{LAYERS} matrices lay on a Q4_0 lattice; {kept['exact']:,} of" in page
 
 
 def test_it_can_be_switched_off(trained: Path, tmp_path: Path) -> None:

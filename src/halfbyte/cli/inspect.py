@@ -18,6 +18,7 @@ from halfbyte.cli.console import document
 from halfbyte.cli.values import gib
 from halfbyte.errors import HalfbyteError
 from halfbyte.families import family_of
+from halfbyte.families.fields import Fields
 
 if TYPE_CHECKING:
     from halfbyte.formats.checkpoint import Checkpoint
@@ -50,6 +51,7 @@ def command(model: str, tensors: bool, template: bool, as_json: bool) -> None:
     _say("family", f"{source.spec.family} ({source.spec.architecture})")
     _describe_model(source)
     _describe_storage(source)
+    _describe_making(path)
     _describe_text(source)
     if tensors:
         for name, shape, scheme, size in _tensors(source):
@@ -157,6 +159,21 @@ def _describe_storage(source: Checkpoint) -> None:
         _say("decoded", f"{count} matrices to f32, exactly: {reason}")
     if source.unused:
         _say("not used", f"{len(source.unused)} tensors of other modalities or copies")
+
+
+def _describe_making(path: Path) -> None:
+    """What the manifest tells, if there is one."""
+    from halfbyte.formats.manifest import described
+
+    made = described(path)
+    if not made:
+        return
+    _say("made", f"recipe {made.get('recipe')}, method {made.get('method')}")
+    lattice = Fields(made).table("lattice")
+    if lattice.values:
+        exact, *others = (lattice.count(key) for key in ("exact", "near", "searched"))
+        matrices = f"{lattice.count('matrices')} matrices lay on a Q4_0 lattice"
+        _say("lattice", f"{matrices}; {exact:,} of {exact + sum(others):,} blocks bit for bit")
 
 
 def conversions(stored: Collection[str]) -> list[str]:
