@@ -46,10 +46,7 @@ def load(
 
     Peak memory: what the op set keeps, and the largest tensor.
     """
-    if source.spec.drafter is not None:
-        raise UnsupportedError(
-            "a drafter, which does not run alone", hint="give its target as MODEL, and --drafter"
-        )
+    _refuse_drafter(source.spec)
     packed = {name: ops.pack(_runnable(q, ops)) for name, q in _watched(source, progress)}
     body_bytes = ops.packed_bytes
     found = adapters or {}
@@ -66,11 +63,19 @@ def load(
 
 def outline(spec: ModelSpec, schemes: Mapping[str, Scheme], ops: CPUOps) -> Decoder:
     """The decoder of a model whose weights are not there; what it would take can be asked for."""
+    _refuse_drafter(spec)
     packed = {
         tensor.name: ops.outline(_target(schemes[tensor.name], tensor.shape, ops), tensor.shape)
         for tensor in spec.tensors()
     }
     return Decoder(spec, _weights(spec, packed, NO_UPDATES, embed=packed["embed.weight"]), ops)
+
+
+def _refuse_drafter(spec: ModelSpec) -> None:
+    if spec.drafter is not None:
+        raise UnsupportedError(
+            "a drafter, which does not run alone", hint="give its target as MODEL, and --drafter"
+        )
 
 
 def load_drafter(
