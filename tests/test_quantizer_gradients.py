@@ -61,7 +61,7 @@ class Looking:
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         self.inner = [*((p.input, g) for p, g in zip(passed, gradients, strict=True)), *self.inner]
 
-    def entry(self, rows: Rows, gradient: Tensor) -> None:
+    def entered(self, rows: Rows, gradient: Tensor) -> None:
         self.gradient = gradient
 
 

@@ -45,7 +45,7 @@ class Visitor(Protocol):
         """The products of a layer with a batch, and the gradient at the output of each."""
         ...
 
-    def entry(self, rows: Rows, gradient: Tensor) -> None:
+    def entered(self, rows: Rows, gradient: Tensor) -> None:
         """The gradient [R, H] at the embeddings of a batch."""
         ...
 
@@ -70,7 +70,7 @@ class Walk:
                 batch.x = self._before[index][number]
                 gradients[number] = self._back(block, batch, gradients[number], visitor)
         for batch, gradient in zip(self._flow.batches, gradients, strict=True):
-            visitor.entry(batch.rows, gradient.to(self._ops.device))
+            visitor.entered(batch.rows, gradient.to(self._ops.device))
 
     def _forward(self) -> None:
         flow = self._flow
