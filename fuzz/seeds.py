@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from targets.answer_stream import LETTERS, MARKS, models
 from halfbyte.families import spec_of
 from halfbyte.formats import gguf_writer, safetensors
 from halfbyte.formats.checkpoint import write_gguf
+from halfbyte.numerics import nf4
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme
 from halfbyte.text.assets import TextAssets, assets_from_metadata
@@ -170,6 +172,64 @@ def safetensors_reader(folder: Path) -> None:
     (folder / "others").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
 
 
+def packed() -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
+    """A matrix in each layout: its settings, and its parts by their endings."""
+    words = np.arange(32, dtype="<i4") * 0x01010101
+    halves, eights = np.full((2, 8), 0.5, "<f2"), np.full((2, 1), 0x77777777, "<i4")
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}
+    parts = {"qweight": words.repeat(2).reshape(8, 8), "qzeros": eights, "scales": halves}
+    order = np.arange(64, dtype="<i4")
+    yield "gptq", gptq, {**parts, "g_idx": order // 32}
+    sorted_, zeros = {**gptq, "desc_act": True, "sym": False}, {**parts, "qzeros": eights * 0}
+    yield "gptq-sorted", sorted_, {**zeros, "g_idx": order % 2}
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
+    yield "awq", awq, {**parts, "qweight": words.repeat(2).reshape(64, 1)}
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
+    group = {"targets": ["Linear"], "weights": {**weights, "symmetric": False}}
+    settings = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    packed_ = {
+        "weight_packed": words.repeat(2).reshape(8, 8),
+        "weight_scale": halves.T.copy(),
+        "weight_shape": np.array([8, 64], "<i8"),
+        "weight_zero_point": eights.T.copy(),
+    }
+    yield "compressed", {**settings, "config_groups": {"group_0": group}}, packed_
+    bnb = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    rows = {"weight": np.arange(64, dtype="i1").reshape(8, 8), "SCB": np.ones(8, "<f4")}
+    yield "int8", bnb, {**rows, "weight_format": np.zeros((), "u1")}
+    for name, nested in (("nf4", True), ("nf4-single", False)):
+        yield name, *_nf4(nested)
+
+
+def _nf4(nested: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "shape": [2, 64]}
+    parts: dict[str, np.ndarray] = {
+        "weight": np.arange(64, dtype="u1").reshape(64, 1),
+        "weight.quant_map": nf4.levels().numpy(),
+        "weight.absmax": np.ones(2, "<f4"),
+    }
+    if nested:
+        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5}
+        parts["weight.absmax"] = np.ones(2, "u1")
+        parts["weight.nested_absmax"] = np.ones(1, "<f4")
+        parts["weight.nested_quant_map"] = nf4.dynamic_levels().numpy()
+    text = np.frombuffer(json.dumps(state).encode(), "u1")
+    parts["weight.quant_state.bitsandbytes__nf4"] = text
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    return {**settings, "bnb_4bit_use_double_quant": nested}, parts
+
+
+def packed_reader(folder: Path) -> None:
+    types = {np.dtype(kind): name for name, kind in safetensors.NUMBERS.items() if name != "BF16"}
+    for name, settings, parts in packed():
+        named = {f"m.{ending}": part for ending, part in parts.items()}
+        layout = {key: (types[part.dtype], part.shape) for key, part in named.items()}
+        with TemporaryDirectory() as place:
+            safetensors.write(Path(place) / "x", layout=layout, tensors=named.items())
+            weights = (Path(place) / "x").read_bytes()
+        (folder / name).write_bytes(json.dumps(settings).encode() + b"\0" + weights)
+
+
 def chat_template(folder: Path) -> None:
     for name, template in TEMPLATES.items():
         (folder / name).write_text(template, encoding="utf-8")
@@ -223,7 +283,7 @@ def tokenizer_json(folder: Path) -> None:
 
 
 def main() -> None:
-    files = (gguf_reader, safetensors_reader, tokenizer_metadata, tokenizer_json)
+    files = (gguf_reader, safetensors_reader, packed_reader, tokenizer_metadata, tokenizer_json)
     for make in (*files, chat_template, tool_calls, answer_stream, stream_decoder):
         folder = CORPUS / make.__name__
         folder.mkdir(parents=True, exist_ok=True)

@@ -40,11 +40,18 @@ def test_the_corpus_of(target: str) -> None:
 def test_seeds_are_still_good_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """They pass, so what is found near them lies behind the first check."""
     monkeypatch.syspath_prepend(str(FUZZ))
-    from targets import chat_template, gguf_reader, safetensors_reader, tokenizer_metadata
+    from targets import (
+        chat_template,
+        gguf_reader,
+        packed_reader,
+        safetensors_reader,
+        tokenizer_metadata,
+    )
 
     for target, names in (
         (gguf_reader, ("llama-q4_0.gguf", "qwen2-q8_0.gguf")),
         (safetensors_reader, ("floats", "others")),
+        (packed_reader, ("gptq", "gptq-sorted", "awq", "compressed", "int8", "nf4", "nf4-single")),
         (tokenizer_metadata, ("llama", "gpt2", "gemma4")),
         (chat_template, ("chatml", "tools", "macros", "generation")),
     ):

@@ -17,7 +17,7 @@ import numpy as np
 
 from halfbyte.errors import IntegrityError
 from halfbyte.families.fields import Fields
-from halfbyte.formats.packed.groups import Grouping, assemble, nibbles, pairs_of
+from halfbyte.formats.packed.groups import SCALES, Grouping, assemble, nibbles, pairs_of
 from halfbyte.formats.packed.matrix import Description, Parts
 from halfbyte.formats.packed.settings import FIELD, group_size, refuse_unknown, require
 from halfbyte.numerics.qtensor import QTensor
@@ -73,7 +73,9 @@ class AWQPacking:
     def _grouping(self, parts: Parts) -> Grouping:
         width, words = parts.shape("qweight", "I32", 2)
         size = self.size or width
-        return Grouping(shape=(8 * words, width), size=size, scale=parts.dtype("scales"), zero=True)
+        return Grouping(
+            shape=(8 * words, width), size=size, scale=parts.dtype("scales", SCALES), zero=True
+        )
 
 
 def _columns(words: np.ndarray) -> np.ndarray:

@@ -103,7 +103,8 @@ class NF4Packing:
         if found.scheme.name == "nf4":
             return QTensor(found.scheme, found.shape, _rows(parts, state, pairs))
         weights = _decoded(parts, state, pairs, nested=self.nested)
-        return QTensor(found.scheme, found.shape, weights.reshape(rows, width).view(np.uint8))
+        weights = weights[: rows * width].reshape(rows, width)
+        return QTensor(found.scheme, found.shape, weights.view(np.uint8))
 
     def _described(self, state: Fields) -> Description:
         sizes = state.sequence("shape") or ()

@@ -21,7 +21,7 @@ import numpy as np
 
 from halfbyte.errors import IntegrityError
 from halfbyte.families.fields import Fields
-from halfbyte.formats.packed.groups import Grouping, assemble, group_of, in_order, nibbles
+from halfbyte.formats.packed.groups import SCALES, Grouping, assemble, group_of, in_order, nibbles
 from halfbyte.formats.packed.matrix import Description, Parts
 from halfbyte.formats.packed.settings import FIELD, group_size, refuse_unknown, require, table
 from halfbyte.numerics.qtensor import QTensor
@@ -32,7 +32,6 @@ KNOWN = ("config_groups", "format", "global_compression_ratio", "ignore", "quant
 KNOWN_OF_GROUPS = ("format", "targets", "weights")
 KNOWN_OF_WEIGHTS = ("actorder", "group_size", "num_bits", "observer", "observer_kwargs",
                     "scale_dtype", "strategy", "symmetric", "type", "zp_dtype")  # fmt: skip
-SCALES = "BF16 F16 F32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +99,8 @@ class PackQuantized:
 
     def _grouping(self, parts: Parts) -> Grouping:
         rows, width = (int(size) for size in parts.array("weight_shape", "I64 I32", (2,)))
+        if rows < 1 or width < 1:
+            raise IntegrityError(f"weight_shape is [{rows}, {width}]", where=parts.module)
         groups = parts.shape("weight_scale", SCALES, 2)[1]
         zero = "weight_zero_point" in parts
         sizes = [
@@ -114,7 +115,7 @@ class PackQuantized:
                 where=parts.module,
             )
         plain = Grouping(
-            shape=(rows, width), size=sizes[0], scale=parts.dtype("weight_scale"), zero=zero
+            shape=(rows, width), size=sizes[0], scale=parts.dtype("weight_scale", SCALES), zero=zero
         )
         if "weight_g_idx" not in parts or in_order(_group_of(parts, plain), plain):
             return plain

@@ -20,7 +20,7 @@ import numpy as np
 
 from halfbyte.errors import IntegrityError
 from halfbyte.families.fields import Fields
-from halfbyte.formats.packed.groups import Grouping, assemble, group_of, in_order, nibbles
+from halfbyte.formats.packed.groups import SCALES, Grouping, assemble, group_of, in_order, nibbles
 from halfbyte.formats.packed.matrix import Description, Parts
 from halfbyte.formats.packed.settings import FIELD, group_size, refuse_unknown, require
 from halfbyte.numerics.qtensor import QTensor
@@ -92,10 +92,14 @@ class GPTQPacking:
 
     def _grouping(self, parts: Parts) -> Grouping:
         words, rows = parts.shape("qweight", "I32", 2)
+        if rows % 8:
+            raise IntegrityError(
+                f"{rows} outputs, which no word of zero points fits", where=parts.module
+            )
         plain = Grouping(
             shape=(rows, 8 * words),
             size=self.size or 8 * words,
-            scale=parts.dtype("scales"),
+            scale=parts.dtype("scales", SCALES),
             zero=not self.symmetric,
         )
         if "g_idx" not in parts or in_order(_group_of(parts, plain), plain):

@@ -20,6 +20,7 @@ from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, Scheme
 
 SUFFIXES = {"BF16": "", "F16": "-f16"}
+SCALES = "BF16 F16 F32"
 F32 = SCHEMES["f32"]
 
 

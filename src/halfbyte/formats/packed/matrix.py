@@ -54,10 +54,11 @@ class Parts:
             raise IntegrityError(f"cannot have the shape {found}", where=self._name(ending))
         return found
 
-    def dtype(self, ending: str) -> str:
-        """As safetensors says it."""
+    def dtype(self, ending: str, dtypes: str) -> str:
+        """The type of a part, one of `dtypes`."""
+        self.array(ending, dtypes)
         name = self._name(ending)
-        return self.files[name].infos[name].dtype if ending in self else "absent"
+        return self.files[name].infos[name].dtype
 
     def release(self) -> None:
         for name in self.names():
