@@ -123,6 +123,35 @@ def test_a_right_drafter_needs_one_forward_for_all_its_drafts() -> None:
     assert done.draft.tokens_per_round == 5
 
 
+class TellsPlaces(FakeDecoder):
+    """The state of a row is its position."""
+
+    def outputs(self, chunks, cache):
+        logits, _ = super().outputs(chunks, cache)
+        places = [
+            float(place)
+            for chunk in chunks
+            for place in range(chunk.slot.length)[-len(chunk.token_ids) :]
+            if chunk.wanted == "all" or (chunk.wanted, place + 1) == ("last", chunk.slot.length)
+        ]
+        return logits, np.array(places, dtype=np.float32)[:, None]
+
+
+@pytest.mark.parametrize("following", [right, wrong, at_random(VOCAB, chance=0.7)])
+def test_a_drafter_goes_on_from_the_state_that_chose_the_last_id(following) -> None:
+    seen: list[int] = []
+
+    def noting(sequence, drafts) -> int:
+        assert sequence.state is not None and sequence.state[0] == len(sequence.ids) - 2
+        seen.append(len(sequence.ids))
+        return following(sequence, drafts)
+
+    drafting = Drafting(drafters=(FunctionDrafter(noting),), length=3)
+    engine = Engine(TellsPlaces(), context=100, max_sequences=2, prefill_chunk=4, drafting=drafting)
+    engine.generate([Request(prompt_ids=(1, 2, 3) * 3, max_tokens=20, sequence=n) for n in (0, 1)])
+    assert len(seen) > 10
+
+
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_a_round_that_is_interrupted_gives_everything_back(at: int) -> None:
     drafting = Drafting(drafters=(FunctionDrafter(wrong),), length=3)
