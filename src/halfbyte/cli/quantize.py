@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import click
 
 from halfbyte.cli import flags
 from halfbyte.cli.console import document, judge, note, progress
-from halfbyte.cli.values import gib
+from halfbyte.cli.values import gib, size
 
 if TYPE_CHECKING:
     from halfbyte.workflows import Artefact, Conclusion
@@ -31,6 +33,13 @@ EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
     default="q4_0",
     show_default=True,
     help="q4_0, q4_0-pure, q8_0, bf16, f16, f32, or a .toml file with a [rules] table.",
+)
+@click.option(
+    "--size",
+    "budget",
+    type=size,
+    help="What all tensors may take (6.7GB, 512MiB): each matrix gets what costs least within it. "
+    "Needs --calib.",
 )
 @click.option(
     "--method",
@@ -91,6 +100,7 @@ def command(
     model: str,
     target: Path,
     recipe: str,
+    budget: int | None,
     method: Any,
     calib: tuple[Path, ...],
     held_out: tuple[Path, ...],
@@ -123,6 +133,7 @@ def command(
             model,
             target,
             recipe=recipe,
+            size=budget,
             method=method,
             calibrating=calibrating if calib else None,
             lattice=lattice,
@@ -140,6 +151,7 @@ def command(
                 "bytes": made.bytes,
                 "source_bytes": made.source_bytes,
                 "lattice": made.details.get("lattice"),
+                "allocation": made.details.get("allocation"),
                 "report": None if told is None else str(told.page),
                 "passed": None if told is None else told.verdict.passed,
             },
@@ -162,10 +174,26 @@ def _conclude(target: Path, model: str, device: str, threads: int | None) -> Con
 
 def _show(made: Artefact) -> None:
     click.echo(made.path)
+    if "allocation" in made.details:
+        note(_front(made.details["allocation"]))
     if "lattice" in made.details:
         note(_on_lattice(**made.details["lattice"]))
     note(f"{gib(made.source_bytes)} became {gib(made.bytes)}; manifest: {made.manifest.name}")
     note(f"next: halfbyte run {made.path}")
+
+
+def _front(allocation: Mapping[str, Any]) -> str:
+    """What each size would bring, and what was chosen."""
+    lines = [f"{gib(p['bytes']):>12}   {p['predicted_kl']:.5f}" for p in allocation["front"]]
+    counts = Counter(allocation["schemes"].values())
+    chosen = ", ".join(f"{count} x {scheme}" for scheme, count in counts.most_common())
+    return "\n".join(
+        [
+            "   all tensors   predicted KL (nats per token)",
+            *lines,
+            f"chosen: {gib(allocation['bytes'])}, {allocation['predicted_kl']:.5f}: {chosen}",
+        ]
+    )
 
 
 def _on_lattice(matrices: int, exact: int, near: int, searched: int) -> str:

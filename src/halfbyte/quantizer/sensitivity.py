@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -24,12 +25,17 @@ from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer.block import GROUPS, Block
 from halfbyte.quantizer.ends import Ends
-from halfbyte.quantizer.observed import Passed
+from halfbyte.quantizer.flow import Flow
+from halfbyte.quantizer.gradients import Walk
+from halfbyte.quantizer.observed import ObservedOps, Passed
 from halfbyte.quantizer.outer import EMBED, HEAD
 from halfbyte.specs import Recipe, Scheme
 
 CANDIDATES = ("q4_0", "q6_k", "q8_0", "bf16")
 ROWS = 1 << 24  # weights of a table that are looked at together
+
+Costs = Mapping[tuple[str, str], float]
+"""(name of a group, candidate) -> nats per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,16 @@ def shared_of(source: Source) -> list[Shared]:
     return [group for group in found if group.shapes]
 
 
+def priced(
+    source: Source, windows: Sequence[Sequence[int]], folder: Path, *, device: str, seed: int = 0
+) -> Costs:
+    """The costs of all groups and candidates over windows of token ids; `folder` takes the states
+    that memory should not."""
+    visitor = Sensitivity(source, device)
+    Walk(source, ObservedOps(device), Flow(source.spec, windows, folder), seed=seed).run(visitor)
+    return visitor.costs()
+
+
 class Sensitivity:
     """The visitor of a walk through a source that prices all groups and candidates."""
 
@@ -82,8 +98,7 @@ class Sensitivity:
         self._squares: dict[tuple[str, str], float] = defaultdict(float)
         self._tokens = 0
 
-    def costs(self) -> dict[tuple[str, str], float]:
-        """(name of a group, candidate) -> nats per token."""
+    def costs(self) -> Costs:
         found = {key: square / (2 * self._tokens) for key, square in self._squares.items()}
         for name in (EMBED, HEAD):
             if name in self._group_of:

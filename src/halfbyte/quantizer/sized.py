@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from halfbyte.errors import DoesNotFitError
 from halfbyte.formats.checkpoint import Source
 from halfbyte.quantizer.allocate import Option, front, within
-from halfbyte.quantizer.sensitivity import CANDIDATES, Shared, shared_of
+from halfbyte.quantizer.sensitivity import CANDIDATES, Costs, Shared, shared_of
 from halfbyte.specs import Recipe
+
+SHOWN = 16  # points of a front that are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +41,22 @@ class Allocation:
     parts: Sequence[Part]
     front: Sequence[tuple[int, float]]
 
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {
+            "bytes": self.bytes,
+            "predicted_kl": self.cost,
+            "schemes": {part.group.name: part.option.scheme for part in self.parts},
+            "front": [{"bytes": size, "predicted_kl": cost} for size, cost in self._shown()],
+        }
 
-def allocated(
-    source: Source, base: Recipe, costs: Mapping[tuple[str, str], float], budget: int
-) -> Allocation:
+    def _shown(self) -> Sequence[tuple[int, float]]:
+        """The front, thinned to what a table can show; the ends are among it."""
+        step = max(1, (len(self.front) - 1) / (SHOWN - 1))
+        return [self.front[round(i * step)] for i in range(min(SHOWN, len(self.front)))]
+
+
+def allocated(source: Source, base: Recipe, costs: Costs, budget: int) -> Allocation:
     """The allocation of `budget` bytes; `base` says how to store what there is no choice for.
 
     Raises `DoesNotFitError` where the smallest choice is larger.

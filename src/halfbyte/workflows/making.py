@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
 from halfbyte.quantizer.calibrated import calibrated
 from halfbyte.quantizer.pipeline import Quantized, refuse_decoded, schemes_of
 from halfbyte.quantizer.recovered import Recovered
-from halfbyte.specs import Method, SolveMethod, recipe_of
+from halfbyte.quantizer.sensitivity import priced
+from halfbyte.quantizer.sized import Allocation, allocated
+from halfbyte.specs import Method, Recipe, SolveMethod, recipe_of
 from halfbyte.workflows.artefacts import Artefact, check_storable, finished, write_model
+
+PRICED = 32  # windows by which the groups of tensors are priced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,7 @@ def quantize(
     target: Path,
     *,
     recipe: str = "q4_0",
+    size: int | None = None,
     method: SolveMethod | None = None,
     calibrating: Calibrating | None = None,
     lattice: bool = True,
@@ -49,45 +55,86 @@ def quantize(
     """Quantize a checkpoint to a GGUF with its manifest.
 
     `target`: a .gguf file, or a directory (made if need be) that gets model.gguf; with schemes that
-    no GGUF has it becomes one of safetensors (compressed-tensors), and must be new. `method` is
-    gptq where there is something to calibrate on, else search. `lattice`: matrices that lie on a
-    Q4_0 lattice are stored as they are. Memory: the largest tensor; with calibration a layer, and
-    the states of the windows. What a stopped calibration has done is kept beside `target`.
+    no GGUF has it becomes one of safetensors (compressed-tensors), and must be new. `size`: the
+    bytes that all tensors may take; matrices get the schemes that cost least within it, whatever
+    the recipe says of them. `method` is gptq where there is something to calibrate on, else search.
+    `lattice`: matrices that lie on a Q4_0 lattice are stored as they are. Memory: the largest
+    tensor; with calibration a layer, and the states of the windows. What a stopped calibration has
+    done is kept beside `target`.
     """
     place = locate(model, progress)
     check_sizes(place)
     wanted, original = recipe_of(recipe), read(place)
-    source: Source = original
+    method = method or ("search" if calibrating is None else "gptq")
     details: dict[str, Any] = {"rules": wanted.rules}
+    source: Source = original
     found = Recovered(source, wanted) if lattice else None
     if found is not None:
         source, wanted = found, found.recipe
+    job = None
+    if calibrating is not None:
+        job = _Job(source, place, target, calibrating, progress)
+        details["calibration"] = job.calibration.facts()
+    if size is not None:
+        allocation = _needed(job, "--size").allocation(wanted, size)
+        wanted, details["allocation"] = allocation.recipe, allocation.facts()
     schemes = schemes_of(source, wanted)
     refuse_decoded(original, schemes)
     check_storable(source.spec, schemes, target)
-    if calibrating is None:
-        method = method or "search"
+    if job is None:
         quantized = Quantized(source, wanted, method=_uncalibrated(method))
         path = write_model(quantized, place, target, progress)
     else:
-        method = method or "gptq"
-        calibration = _calibration(source, calibrating, place)
-        details["calibration"] = calibration.facts()
-        with calibrated(
-            source,
-            wanted,
-            calibration,
-            method=method,
-            weights=weights_hash(place),
-            folder=_work_folder(target),
-            device=oracle(source.spec, calibrating.device, threads=calibrating.threads).device,
-            progress=progress,
-        ) as quantized:
+        with job.quantized(wanted, method) as quantized:
             path = write_model(quantized, place, target, progress)
     if found and found.matrices:
         details["lattice"] = {"matrices": found.matrices, **asdict(found.counts)}
     artefact = path if target.suffix == ".gguf" else target
     return finished(path, place, artefact, recipe=recipe, method=method, details=details)
+
+
+class _Job:
+    """What a calibrated quantization has: the windows, a device, and a folder beside its output."""
+
+    def __init__(
+        self,
+        source: Source,
+        place: Path,
+        target: Path,
+        calibrating: Calibrating,
+        progress: Progress | None,
+    ) -> None:
+        self._source, self._place, self._progress = source, place, progress
+        self._folder = target.with_name(f"{target.name}.work")
+        self.calibration = _calibration(source, calibrating, place)
+        ops = oracle(source.spec, calibrating.device, threads=calibrating.threads)
+        self._device = ops.device
+
+    def allocation(self, base: Recipe, budget: int) -> Allocation:
+        """The best recipe for a budget of bytes."""
+        windows = self.calibration.windows[:PRICED]
+        costs = priced(self._source, windows, self._folder.parent, device=self._device)
+        return allocated(self._source, base, costs, budget)
+
+    def quantized(self, recipe: Recipe, method: SolveMethod) -> AbstractContextManager[Source]:
+        return calibrated(
+            self._source,
+            recipe,
+            self.calibration,
+            method=method,
+            weights=weights_hash(self._place),
+            folder=self._folder,
+            device=self._device,
+            progress=self._progress,
+        )
+
+
+def _needed(job: _Job | None, flag: str) -> _Job:
+    if job is None:
+        raise InvalidInputError(
+            "needs texts to calibrate on", where=flag, hint="name some with --calib"
+        )
+    return job
 
 
 def _uncalibrated(method: SolveMethod) -> Method:
@@ -110,8 +157,3 @@ def _calibration(source: Source, calibrating: Calibrating, place: Path) -> Calib
     calibration = reader.read(calibrating.files, calibrating.sampling)
     reader.refuse(calibration, calibrating.held_out)
     return calibration
-
-
-def _work_folder(target: Path) -> Path:
-    """Where a long job keeps what is finished."""
-    return target.with_name(f"{target.name}.work")
