@@ -125,6 +125,22 @@ def test_what_its_makers_quantized_is_not_rounded_again(tmp_path: Path) -> None:
     assert read(made.path).schemes["layers.0.attn.q.weight"].name == "f32"
 
 
+@pytest.mark.parametrize("layout", ["int8", "nf4", "awq-32"])
+def test_nor_is_what_is_in_another_packages_scheme(layout: str, tmp_path: Path) -> None:
+    packed_checkpoint(tmp_path / "packed", LAYOUTS[layout])
+    with pytest.raises(InvalidInputError, match="rounding it again to q4_0 would damage it"):
+        quantize(str(tmp_path / "packed"), tmp_path / "q.gguf")
+
+
+def test_what_q4_0_holds_becomes_q4_0(tmp_path: Path) -> None:
+    packed_checkpoint(tmp_path / "packed", LAYOUTS["gptq-128"])
+    made = quantize(str(tmp_path / "packed"), tmp_path / "q.gguf")
+    stored = read(made.path).tensor("layers.0.attn.q.weight")
+    assert stored.scheme.name == "q4_0"
+    original = read(tmp_path / "packed").tensor("layers.0.attn.q.weight")
+    assert torch.equal(decode(stored), decode(original))
+
+
 @pytest.mark.parametrize("recipe", ["nf4", "int4-g32"])
 def test_a_recipe_that_no_gguf_holds_runs_without_being_kept(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,7 +75,7 @@ class _Blocks(NamedTuple):
 
 def is_lattice(q: QTensor) -> bool:
     """Whether a matrix in f32, f16 or bf16 lies on a Q4_0 lattice, judged by 4096 of its blocks."""
-    if q.scheme.block > 1 or len(q.shape) < 2 or q.width % WIDTH:
+    if not q.scheme.is_float or len(q.shape) < 2 or q.width % WIDTH:
         return False
     return _share(_recognised(_sample(q), TYPES[q.scheme.name]).near) >= SHARE
 

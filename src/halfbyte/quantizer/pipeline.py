@@ -75,7 +75,7 @@ def schemes_of(source: Source, recipe: Recipe) -> Mapping[str, Scheme]:
     }
     for name, scheme in source.schemes.items():
         target = wanted[name]
-        if scheme.block > 1 and not holds(target, scheme):
+        if not scheme.is_float and not holds(target, scheme):
             raise InvalidInputError(
                 f"is stored as {scheme.name}; rounding it again to {target.name} would damage it",
                 where=name,

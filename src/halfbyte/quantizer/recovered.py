@@ -69,7 +69,7 @@ class Recovered:
 
 def _target(wanted: Scheme) -> Scheme | None:
     """How a matrix on a lattice is stored where the recipe wants this; None for as before."""
-    if wanted.block == 1:
+    if wanted.is_float:
         return None
     if holds(wanted, Q4_0):
         return wanted

@@ -41,6 +41,11 @@ class Scheme:
         """Stored bits per weight."""
         return 8 * self.block_bytes / self.block
 
+    @property
+    def is_float(self) -> bool:
+        """Numbers as they are, each for itself; everything else was rounded to some grid."""
+        return self.block == 1 and not self.row_header
+
     def row_bytes(self, width: int) -> int:
         """Bytes of one row of `width` weights; the width must be whole blocks."""
         if width % self.block:
