@@ -68,6 +68,9 @@ def test_the_best_length_is_that_of_the_most_tokens_per_second() -> None:
             for k in range(len(rates) + 1)
         ]
         assert plan.speed == pytest.approx(max(speeds))
+        if length:  # a draft must earn what its row and step take, at that speed
+            row_s = ((forward.at(length + 1) or 0) - 1.0) / length + step_s
+            assert plan.floor == pytest.approx(row_s * plan.speed)
 
 
 def test_several_sequences_share_the_rows_of_a_forward() -> None:

@@ -183,7 +183,11 @@ DAMAGED: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
     ("gptq-32", _broken("scales", (1, 7), float("inf")), r"layers.1.attn.q.weight: .*infinite"),
     ("gptq-sorted", _broken("scales", (1, 7), float("nan")), r"NaN or infinite"),
     ("compressed-32", _part("weight_shape", torch.tensor([128, 120])), r"none of|has the shape"),
-    ("compressed-32", _part("weight_shape", torch.tensor([-1, 128])), r"weight_shape is \[-1, 128\]"),
+    (
+        "compressed-32",
+        _part("weight_shape", torch.tensor([-1, 128])),
+        r"weight_shape is \[-1, 128\]",
+    ),
     ("compressed-32", _part("weight_shape", torch.tensor([2**40, 128])), r"shape"),
     ("compressed-32", _broken("weight_scale", (1, 2), float("nan")), r"NaN or infinite"),
     ("nf4", _state(blocksize=128), r"blocksize is 128"),
