@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def holds(model: Path, context: str, kv: str, sequences: str) -> bool:
-    """Prints a cell; whether it is within the bound, or cannot be (a context beyond the model's)."""
+    """Prints a cell; is it within the bound, or beyond what the model has?"""
     command = [sys.executable, "-m", "halfbyte", "fill", str(model), "--json"]
     command += ["--context", context, "--kv", kv, "--sequences", sequences]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
