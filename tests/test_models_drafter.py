@@ -14,7 +14,7 @@ from oracle import CONFIGS, MemorySource, oracle, relative_error, source_of
 from random_drafters import random_drafter
 
 from halfbyte.errors import IntegrityError, InvalidInputError, UnsupportedError
-from halfbyte.families import family_of
+from halfbyte.families import family_of, spec_of
 from halfbyte.families.gemma4_assistant import drafter_for
 from halfbyte.formats.checkpoint import Checkpoint, read, write_gguf
 from halfbyte.kernels.contract import OpSet, Rows, Span
@@ -215,3 +215,41 @@ def test_all_places_of_a_text_at_once_are_the_steps_at_each(config: str) -> None
         assert relative_error(state[0], next_states[place].detach().numpy()) < 1e-4
     logits.logsumexp(-1).sum().backward()
     assert states.grad is not None and states.grad.abs().sum() > 0
+
+
+def published(hidden: int, target: int, width: int, heads: int, kv: tuple[int, int]) -> dict:
+    """The fields of a published assistant that tell its size."""
+    return {
+        "model_type": "gemma4_assistant",
+        "backbone_hidden_size": target,
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size": hidden,
+            "intermediate_size": width,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 4,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv[0],
+            "num_global_key_value_heads": kv[1],
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [
+        (published(256, 1536, 2048, 4, (1, 1)) | {"use_ordered_embeddings": True}, 77.7),
+        (published(256, 2560, 2048, 4, (2, 2)) | {"use_ordered_embeddings": True}, 78.5),
+        (published(1024, 3840, 8192, 16, (8, 1)), 422.9),
+        (published(1024, 2816, 8192, 16, (8, 2)), 419.7),
+        (published(1024, 5376, 8192, 32, (16, 4)), 469.5),
+    ],
+    ids=["E2B", "E4B", "12B", "26B-A4B", "31B"],
+)
+def test_published_assistants_have_their_published_sizes(config: dict, millions: float) -> None:
+    spec = spec_of(config)
+    stored = sum(t.count for t in spec.tensors() if not t.name.endswith(".tokens"))
+    assert stored / 1e6 == pytest.approx(millions, abs=0.06)
