@@ -21,7 +21,7 @@ MIB = 2**20
 # What one entry of a vocabulary takes in the tokenizer's tables: 680 to 990 bytes were measured.
 TEXT_BYTES = 750
 # Threads, arenas and what the first steps allocate once.
-PROCESS_BYTES = 12 * MIB
+PROCESS_BYTES = 6 * MIB
 # A CUDA context with PyTorch's kernels and cuBLAS's workspace.
 CUDA_BYTES = 600 * MIB
 # The reference op set keeps decoded weights up to this total.
