@@ -24,7 +24,7 @@ from torch import Tensor
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.numerics.packing import read_as, read_nibbles, round_half, write_half, write_nibbles
-from halfbyte.numerics.scales import Grid, Scales, nearest_on, search, search_range, spanning
+from halfbyte.numerics.scales import Grid, Scales, around, nearest_on, search, spans
 
 SIGNED = Grid(low=-8, high=7)
 LEVELS = 16
@@ -50,15 +50,14 @@ class Affine:
 
     def encode(self, x: Tensor) -> Tensor:
         if self.zero:
-            scales = spanning(x, LEVELS, self._rounded, (1.0, 1.0))
+            scales = next(spans(x, LEVELS, self._rounded))
         else:
             scales = SIGNED.scales(self._rounded(x.abs().amax(dim=1, keepdim=True) / 7.5))
         return self.write(nearest_on(x, scales), scales)
 
     def choose(self, x: Tensor, weights: Tensor | None) -> Scales:
-        if self.zero:
-            return search_range(x, LEVELS, self._rounded, weights)
-        return SIGNED.scales(search(x, SIGNED, self._rounded, weights))
+        tried = spans(x, LEVELS, self._rounded) if self.zero else around(x, SIGNED, self._rounded)
+        return search(x, tried, self._rounded, weights)
 
     def storable(self, wished: Tensor, _scales: Scales) -> Tensor:
         return self._rounded(wished)

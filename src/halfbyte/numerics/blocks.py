@@ -28,7 +28,7 @@ from halfbyte.numerics.packing import (
     write_half,
     write_nibbles,
 )
-from halfbyte.numerics.scales import Grid, Scales, inverse, search, signed_extremum
+from halfbyte.numerics.scales import Grid, Scales, around, inverse, search, signed_extremum
 
 Q4_GRID = Grid(low=-8, high=7)
 Q8_GRID = Grid(low=-127, high=127)
@@ -46,7 +46,7 @@ def encode_q8_0(x: Tensor) -> Tensor:
 
 
 def choose_q8_0(x: Tensor, weights: Tensor | None) -> Scales:
-    return Q8_GRID.scales(search(x, Q8_GRID, round_half, weights))
+    return search(x, around(x, Q8_GRID, round_half), round_half, weights)
 
 
 def write_q8_0(integers: Tensor, scales: Scales) -> Tensor:
@@ -73,7 +73,7 @@ def encode_q4_0(x: Tensor) -> Tensor:
 
 
 def choose_q4_0(x: Tensor, weights: Tensor | None) -> Scales:
-    return Q4_GRID.scales(search(x, Q4_GRID, round_half, weights))
+    return search(x, around(x, Q4_GRID, round_half), round_half, weights)
 
 
 def write_q4_0(integers: Tensor, scales: Scales) -> Tensor:

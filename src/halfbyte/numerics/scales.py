@@ -13,7 +13,7 @@ Idea: the scale searches of ggml's quantizers; the rounding of every candidate f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -23,8 +23,8 @@ from torch import Tensor
 # Where to look, in levels, around the two rules "the extremum becomes `low`" and "... `high`".
 FINE = tuple(0.9 * step / 5 for step in range(-5, 6))
 COARSE = (FINE[0], FINE[-1])
-# How much of each end of the weights a grid with a zero point spans.
-ENDS = (1.06, 1.0, 0.93, 0.86)
+# How much of each end of the weights a grid with a zero point spans; all of it is the plain rule.
+ENDS = (1.0, 1.06, 0.93, 0.86)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,10 +98,16 @@ def nearest(x: Tensor, scale: Tensor, grid: Grid, out: Tensor | None = None) -> 
     return torch.mul(x, inverse(scale), out=out).round_().clamp_(grid.low, grid.high)
 
 
-def nearest_on(x: Tensor, scales: Scales) -> Tensor:
+def nearest_on(x: Tensor, scales: Scales, out: Tensor | None = None) -> Tensor:
     """The integers nearest to x [n, width] for the scales of its groups, f32 [n, width]."""
-    groups = x.unflatten(1, (scales.step.shape[1], -1)) * inverse(scales.step)[..., None]
-    return groups.round_().clamp_(scales.low[..., None], scales.high[..., None]).flatten(1)
+    groups = (scales.step.shape[1], -1)
+    result = torch.empty_like(x) if out is None else out
+    each = result.unflatten(1, groups)
+    torch.mul(x.unflatten(1, groups), inverse(scales.step)[..., None], out=each).round_()
+    # Not clamp, which takes five times as long to broadcast its bounds.
+    torch.maximum(each, scales.low[..., None], out=each)
+    torch.minimum(each, scales.high[..., None], out=each)
+    return result
 
 
 def meant(integers: Tensor, scales: Scales) -> Tensor:
@@ -109,108 +115,86 @@ def meant(integers: Tensor, scales: Scales) -> Tensor:
     return integers.unflatten(1, (scales.step.shape[1], -1)).mul(scales.step[..., None]).flatten(1)
 
 
+def around(
+    x: Tensor, grid: Grid, storable: Callable[[Tensor], Tensor], offsets: Sequence[float] = FINE
+) -> Iterator[Scales]:
+    """Scales that put the extremum at `low`, and then near either end."""
+    extremum = signed_extremum(x)
+    yield grid.scales(storable(extremum / grid.low))
+    for side, offset in product(grid.sides, offsets):
+        yield grid.scales(storable(extremum / (side + offset)))
+
+
+def spans(
+    x: Tensor, levels: int, storable: Callable[[Tensor], Tensor], ends: Sequence[float] = ENDS
+) -> Iterator[Scales]:
+    """Scales with a zero point: `levels` integers over parts of both ends of x, and 0."""
+    low = x.amin(dim=1, keepdim=True).clamp_(max=0)
+    high = x.amax(dim=1, keepdim=True).clamp_(min=0)
+    for below, above in product(ends, ends):
+        bottom = low * below
+        step = storable((high * above - bottom) / (levels - 1))
+        zero = (-bottom * inverse(step)).round_().clamp_(0, levels - 1)
+        yield Scales(step=step, low=-zero, high=levels - 1 - zero)
+
+
 def search(
-    x: Tensor, grid: Grid, storable: Callable[[Tensor], Tensor], weights: Tensor | None = None
-) -> Tensor:
-    """The storable scale [n, 1] of least squared error, weighted by `weights` [n, block] if given.
+    x: Tensor,
+    candidates: Iterable[Scales],
+    storable: Callable[[Tensor], Tensor],
+    weights: Tensor | None = None,
+) -> Scales:
+    """The scales of least squared error, weighted by `weights` [n, block] if given.
 
-    Starts from the plain rule and changes only for the better, so no block gets worse by it.
+    Starts from the first candidate and changes only for the better, so no block gets worse by it;
+    at last to the steps that suit the integers best.
     """
-    judge = _Judge(x=x, grid=grid, weights=weights, scratch=torch.empty_like(x))
-    best, least = judge.best_of(storable, FINE)
-    return judge.better(storable(judge.refit(best)), best, least)[0]
+    judge = _Judge(x=x, weights=weights, scratch=torch.empty_like(x))
+    best, least = judge.best_of(candidates)
+    refitted = replace(best, step=storable(judge.refit(best)))
+    return judge.better(refitted, best, least)[0]
 
 
-def glance(x: Tensor, grid: Grid, storable: Callable[[Tensor], Tensor]) -> Tensor:
-    """The best storable scale [n, 1] of five: a search in a fraction of the time."""
-    judge = _Judge(x=x, grid=grid, weights=None, scratch=torch.empty_like(x))
-    return judge.best_of(storable, COARSE)[0]
-
-
-def spanning(
-    x: Tensor, levels: int, storable: Callable[[Tensor], Tensor], ends: tuple[float, float]
-) -> Scales:
-    """The scales with a zero point whose `levels` integers span parts of both ends of x, and 0."""
-    low = x.amin(dim=1, keepdim=True).clamp_(max=0).mul_(ends[0])
-    high = x.amax(dim=1, keepdim=True).clamp_(min=0).mul_(ends[1])
-    step = storable((high - low) / (levels - 1))
-    zero = (-low * inverse(step)).round_().clamp_(0, levels - 1)
-    return Scales(step=step, low=-zero, high=levels - 1 - zero)
-
-
-def search_range(
-    x: Tensor, levels: int, storable: Callable[[Tensor], Tensor], weights: Tensor | None = None
-) -> Scales:
-    """As `search`, on the integers 0 .. levels - 1 less a zero point: the best step and zero."""
-    best = spanning(x, levels, storable, (1.0, 1.0))
-    least = _error(x, best, weights)
-    for ends in product(ENDS, ENDS):
-        best, least = _better(x, spanning(x, levels, storable, ends), best, least, weights)
-    integers = nearest_on(x, best)
-    wished = _dot(x, integers, weights) * inverse(_dot(integers, integers, weights))
-    return _better(x, replace(best, step=storable(wished)), best, least, weights)[0]
-
-
-def _better(
-    x: Tensor, candidate: Scales, best: Scales, least: Tensor, weights: Tensor | None
-) -> tuple[Scales, Tensor]:
-    error = _error(x, candidate, weights)
-    wins = error < least
-    chosen = Scales(
-        step=torch.where(wins, candidate.step, best.step),
-        low=torch.where(wins, candidate.low, best.low),
-        high=torch.where(wins, candidate.high, best.high),
-    )
-    return chosen, torch.where(wins, error, least)
-
-
-def _error(x: Tensor, scales: Scales, weights: Tensor | None) -> Tensor:
-    """sum(w (x - d q)^2) [n, 1] with the nearest integers q."""
-    rest = torch.addcmul(x, nearest_on(x, scales), scales.step, value=-1)
-    return _dot(rest, rest, weights)
-
-
-def _dot(a: Tensor, b: Tensor, weights: Tensor | None) -> Tensor:
-    """sum(w a b) [n, 1]."""
-    terms = a * b if weights is None else (a * b).mul_(weights)
-    return terms.sum(dim=1, keepdim=True)
+def glance(x: Tensor, candidates: Iterable[Scales]) -> Scales:
+    """The best of few candidates: a search in a fraction of the time."""
+    return _Judge(x=x, weights=None, scratch=torch.empty_like(x)).best_of(candidates)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judge:
-    """What a scale costs on these blocks. `scratch` is one buffer of x's size for every trial."""
+    """What scales cost on these blocks. `scratch` is one buffer of x's size for every trial."""
 
     x: Tensor
-    grid: Grid
     weights: Tensor | None
     scratch: Tensor
 
-    def error(self, scale: Tensor) -> Tensor:
+    def error(self, scales: Scales) -> Tensor:
         """sum(w (x - d q)^2) [n, 1] with the nearest integers q."""
-        integers = nearest(self.x, scale, self.grid, out=self.scratch)
-        squares = torch.addcmul(self.x, integers, scale, value=-1, out=self.scratch).square_()
+        integers = nearest_on(self.x, scales, out=self.scratch)
+        squares = torch.addcmul(self.x, integers, scales.step, value=-1, out=self.scratch).square_()
         return self._weighted(squares).sum(dim=1, keepdim=True)
 
-    def best_of(
-        self, storable: Callable[[Tensor], Tensor], offsets: tuple[float, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """The best scale that puts the extremum at `low` or near an end, and its error."""
-        extremum = signed_extremum(self.x)
-        best = storable(extremum / self.grid.low)
+    def best_of(self, candidates: Iterable[Scales]) -> tuple[Scales, Tensor]:
+        """The best, and its error [n, 1]."""
+        best, *others = candidates
         least = self.error(best)
-        for side in self.grid.sides:
-            for offset in offsets:
-                best, least = self.better(storable(extremum / (side + offset)), best, least)
+        for candidate in others:
+            best, least = self.better(candidate, best, least)
         return best, least
 
-    def better(self, candidate: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    def better(self, candidate: Scales, best: Scales, least: Tensor) -> tuple[Scales, Tensor]:
         error = self.error(candidate)
         wins = error < least  # never where the candidate overflowed: its error is not a number
-        return torch.where(wins, candidate, best), torch.where(wins, error, least)
+        chosen = Scales(
+            step=torch.where(wins, candidate.step, best.step),
+            low=torch.where(wins, candidate.low, best.low),
+            high=torch.where(wins, candidate.high, best.high),
+        )
+        return chosen, torch.where(wins, error, least)
 
-    def refit(self, scale: Tensor) -> Tensor:
-        """The best scale for the integers that `scale` gives: sum(w x q) / sum(w q q)."""
-        integers = nearest(self.x, scale, self.grid, out=self.scratch)
+    def refit(self, scales: Scales) -> Tensor:
+        """The best steps for the integers that `scales` give: sum(w x q) / sum(w q q)."""
+        integers = nearest_on(self.x, scales, out=self.scratch)
         products = self._weighted(integers * self.x).sum(dim=1, keepdim=True)
         squares = self._weighted(integers.square_()).sum(dim=1, keepdim=True)
         return products * inverse(squares)

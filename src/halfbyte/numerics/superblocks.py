@@ -25,6 +25,8 @@ Source of the layouts: ggml-quants.c.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,17 @@ from halfbyte.numerics.packing import (
     write_half,
     write_nibbles,
 )
-from halfbyte.numerics.scales import Grid, Scales, glance, nearest, search, signed_extremum
+from halfbyte.numerics.scales import (
+    COARSE,
+    Grid,
+    Scales,
+    around,
+    glance,
+    nearest,
+    nearest_on,
+    search,
+    signed_extremum,
+)
 
 Q6_GRID = Grid(low=-32, high=31)
 SCALE_GRID = Grid(low=-128, high=127)
@@ -122,20 +134,17 @@ def decode_iq4_xs(blocks: Tensor) -> Tensor:
 
 def encode_q6_k(x: Tensor) -> Tensor:
     parts, unit = x.reshape(-1, 16), _unit_q6_k(x)
-    step = glance(parts, Q6_GRID, lambda wished: _whole_units(wished, unit.view(-1, 1)))
-    return write_q6_k(
-        nearest(parts, step, Q6_GRID).view(-1, 256), Q6_GRID.scales(step.view(-1, 16), unit)
-    )
+    storable = partial(_whole_units, unit=unit.view(-1, 1))
+    step = glance(parts, around(parts, Q6_GRID, storable, COARSE)).step
+    scales = Q6_GRID.scales(step.view(-1, 16), unit)
+    return write_q6_k(nearest_on(x, scales), scales)
 
 
 def choose_q6_k(x: Tensor, weights: Tensor | None) -> Scales:
-    unit = _unit_q6_k(x)
-    step = search(
-        x.reshape(-1, 16),
-        Q6_GRID,
-        lambda wished: _whole_units(wished, unit.view(-1, 1)),
-        None if weights is None else weights.reshape(-1, 16),
-    )
+    parts, unit = x.reshape(-1, 16), _unit_q6_k(x)
+    storable = partial(_whole_units, unit=unit.view(-1, 1))
+    shared = None if weights is None else weights.reshape(-1, 16)
+    step = search(parts, around(parts, Q6_GRID, storable), storable, shared).step
     return Q6_GRID.scales(step.view(-1, 16), unit)
 
 
