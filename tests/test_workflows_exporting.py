@@ -15,7 +15,7 @@ from packed_files import CONFIG, LAYOUTS, packed_checkpoint
 
 from halfbyte.errors import DoesNotFitError, HalfbyteError, InvalidInputError, UnsupportedError
 from halfbyte.formats.checkpoint import read
-from halfbyte.formats.manifest import described, verify
+from halfbyte.formats.manifest import described, record, ungated, verify
 from halfbyte.numerics.codec import decode
 from halfbyte.specs import SCHEMES, lossless_target
 from halfbyte.workflows import Form, export, quantize
@@ -65,6 +65,16 @@ def test_every_form_has_the_same_weights(
     assert document["source_manifest"]["method"] == "rtn"
     assert document["source_manifest"]["rules"] == [["embed.weight", "bf16"], ["*", "q4_0"]]
     assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
+
+
+def test_an_export_is_as_gated_as_its_source(quantized: Path, tmp_path: Path) -> None:
+    made = export(str(quantized), tmp_path / "once.gguf", "gguf")
+    again = export(str(made.path), tmp_path / "again.gguf", "gguf")
+    assert "never measured" in str(ungated(again.path))
+    record(again.path, {"gate": {"passed": True}})
+    assert ungated(again.path) is None, "measured itself"
+    oracle(LLAMA).save_pretrained(tmp_path / "plain")
+    assert ungated(export(str(tmp_path / "plain"), tmp_path / "p.gguf", "gguf").path) is None
 
 
 def test_lm_studio_finds_it_by_publisher_and_model(quantized: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from halfbyte.formats.atomic import atomic_directory
 from halfbyte.formats.checkpoint import Source, read
 from halfbyte.formats.directory import held_exactly, write_directory
-from halfbyte.formats.manifest import EXPORT, check_sizes, described
+from halfbyte.formats.manifest import EXPORT, SOURCE_MANIFEST, check_sizes, described
 from halfbyte.formats.ollama import NAME, modelfile
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
@@ -115,10 +115,10 @@ def _bytes(source: Source) -> int:
 def _exported(
     form: Form, job: _Job, path: Path, artefact: Path, notes: tuple[str, ...] = ()
 ) -> Artefact:
-    """`source_manifest`: how the source was made and measured, where it tells."""
+    """The manifest tells how the source was made and measured, where that is known."""
     history = {key: fact for key, fact in described(job.place).items() if key != "files"}
     details: dict[str, Any] = {"form": form}
-    details |= {"source_manifest": history} if history else {}
+    details |= {SOURCE_MANIFEST: history} if history else {}
     return finished(
         path, job.place, artefact, recipe=AS_STORED, method=EXPORT, details=details, notes=notes
     )
