@@ -59,11 +59,22 @@ struct Mixture {
     float score_scale;
 };
 
+// How keys are made of values: times `norm`, then the first `pairs` of the pairs (i, i + D / 2) turn by
+// position * frequencies[i]. Both numbers of pairs are whole groups. The table has rows of `pairs`
+// cosines, then as many sines: of 0 .. 63, of 64 times that, and of 4096 times anything, since the
+// rotation of a position is that of its digits of base 64, one after the other.
+struct Turns {
+    const float *norm, *frequencies, *table;
+    int pairs;
+    const float* row(int index) const { return table + size_t(index) * 2 * size_t(pairs); }
+};
+
 enum class Cell : int { F32, BF16, Q8_0 };
 
 // One layer's keys and values. Keys are transposed by 16 positions: [head][cell / 16][D][16].
 // In Q8_0 both are rotated by a Hadamard matrix and rounded to int8 per 32 of D; the scales are
 // [head][cell / 16][D / 32][16] of the keys and [head][cell][D / 32] of the values.
+// Without `keys`, a key is made of its value by `turns`.
 struct KV {
     int heads, dim, stride;
     bool sliding;
@@ -71,6 +82,7 @@ struct KV {
     size_t cells;
     uint8_t *keys, *values;
     float *key_scales, *value_scales;
+    Turns turns;
 };
 
 constexpr int LARGEST_DIM = 1024;
@@ -110,6 +122,7 @@ struct Kernels {
     // Norms and rotates one head of one row. `cos`, `sin`: [dim / 2]
     void (*rotate)(float* head, const float* norm, int dim, float eps, const float* cos,
                    const float* sin);
+    // `k` is not read where the cells have no keys.
     void (*store)(const KV& kv, size_t cell, int head, const float* k, const float* v);
     // At most QUERIES of one span and one key/value head; q and out are pointers to [dim].
     void (*attend)(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,

@@ -8,7 +8,7 @@
 namespace HB_ISA {
 
 using hb::Activation, hb::Attention, hb::BLOCK, hb::GROUP, hb::KEY_TILE, hb::KV, hb::QUERIES,
-    hb::Rounded, hb::Scheme, hb::Span, hb::SUPER, hb::TILE_ROWS, hb::Weight;
+    hb::Rounded, hb::Scheme, hb::Span, hb::SUPER, hb::TILE_ROWS, hb::Turns, hb::Weight;
 
 // ---- activations -----------------------------------------------------------------------------
 
@@ -538,12 +538,11 @@ template <typename T> inline T* values_of(const KV& kv, int head, size_t cell) {
 template <typename T, typename Convert>
 inline void store_as(const KV& kv, size_t cell, int head, const float* k, const float* v,
                      Convert convert) {
-    T* keys = keys_of<T>(kv, head, cell / 16 * 16) + cell % 16;
     T* values = values_of<T>(kv, head, cell);
-    for (int i = 0; i < kv.dim; ++i) {
-        keys[size_t(i) * 16] = convert(k[i]);
-        values[i] = convert(v[i]);
-    }
+    for (int i = 0; i < kv.dim; ++i) values[i] = convert(v[i]);
+    if (kv.keys == nullptr) return;
+    T* keys = keys_of<T>(kv, head, cell / 16 * 16) + cell % 16;
+    for (int i = 0; i < kv.dim; ++i) keys[size_t(i) * 16] = convert(k[i]);
 }
 
 // x times the orthonormal Hadamard matrix, which is its own inverse; in blocks of the largest power
@@ -621,6 +620,71 @@ inline void scores_of(const KV& kv, int head, size_t cell, const float* const* q
     }
 }
 
+// Cells without keys. A key turns by its place in the tile alone; the queries turn back by the start
+// of the tile, and bring the norm's weight where nothing turns.
+template <int Q>
+inline void weigh_queries(const KV& kv, const float* const* q, float (*out)[hb::LARGEST_DIM]) {
+    for (int i = 0; i < Q; ++i)
+        for (int d = 0; d < kv.dim; ++d) out[i][d] = q[i][d] * kv.turns.norm[d];
+}
+
+template <int Q>
+inline void turn_queries(const KV& kv, int tile, const float* const* q,
+                         float (*out)[hb::LARGEST_DIM]) {
+    const Turns& t = kv.turns;
+    const int half = kv.dim / 2;
+    const float *cos1 = t.row(KEY_TILE + tile / KEY_TILE % KEY_TILE), *sin1 = cos1 + t.pairs;
+    const float *cos2 = t.row(2 * KEY_TILE + tile / KEY_TILE / KEY_TILE), *sin2 = cos2 + t.pairs;
+    for (int d = 0; d < t.pairs; d += GROUP) {
+        const F16 c1 = load(cos1 + d), s1 = load(sin1 + d), c2 = load(cos2 + d), s2 = load(sin2 + d);
+        const F16 c = sub(mul(c1, c2), mul(s1, s2)), s = fma(s1, c2, mul(c1, s2));
+        for (int i = 0; i < Q; ++i) {
+            const F16 x = load(q[i] + d), y = load(q[i] + half + d);
+            store(out[i] + d, fma(y, s, mul(x, c)));
+            store(out[i] + half + d, sub(mul(y, c), mul(x, s)));
+        }
+    }
+}
+
+// Sixteen pairs of a value become those of a key. Models have seen angles that are rounded to f32,
+// so what that rounding adds is turned, too; it is small enough to be its own sine.
+inline void turn_pairs(const Turns& t, int position, int d, int half, F16& first, F16& second) {
+    const float* cos = t.row(position % KEY_TILE);
+    const F16 a = mul(first, load(t.norm + d)), b = mul(second, load(t.norm + half + d));
+    const F16 c = load(cos + d), s = load(cos + t.pairs + d);
+    const F16 x = sub(mul(a, c), mul(b, s)), y = fma(a, s, mul(b, c));
+    const F16 frequency = load(t.frequencies + d), p = splat(float(position));
+    const F16 added = fma(splat(-float(position)), frequency, mul(p, frequency));
+    first = sub(x, mul(y, added));
+    second = fma(x, added, y);
+}
+
+// The scores of 16 positions. A lane holds one of every 16 of D, so the sum over D is 16 sums, which
+// are added up at the end.
+template <typename T, int Q>
+inline void scores_of_values(const KV& kv, int head, size_t cell, int position,
+                             const float (*q)[hb::LARGEST_DIM], F16* acc) {
+    const int half = kv.dim / 2;
+    float scores[GROUP][QUERIES];
+    for (int p = 0; p < GROUP; ++p) {
+        const T *v = values_of<T>(kv, head, cell + p), *w = v + half;
+        F16 sums[QUERIES];
+        for (int i = 0; i < QUERIES; ++i) sums[i] = zero();
+        for (int d = 0; d < half; d += GROUP) {
+            F16 first = lanes(v + d), second = lanes(w + d);
+            if (d < kv.turns.pairs) turn_pairs(kv.turns, position + p, d, half, first, second);
+            for (int i = 0; i < Q; ++i) sums[i] = fma(first, load(q[i] + d), sums[i]);
+            for (int i = 0; i < Q; ++i) sums[i] = fma(second, load(q[i] + half + d), sums[i]);
+        }
+        sum_eight(sums, scores[p]);
+    }
+    for (int i = 0; i < Q; ++i) {
+        float column[GROUP];
+        for (int p = 0; p < GROUP; ++p) column[p] = scores[p][i];
+        acc[i] = load(column);
+    }
+}
+
 inline size_t first_cell(const KV& kv, const Span& span, int position) {
     if (kv.sliding) return size_t(span.ring) * kv.stride + position % kv.stride;
     return size_t(span.pages[position / kv.stride]) * kv.stride + position % kv.stride;
@@ -643,12 +707,18 @@ void attend_queries(const KV& kv, const Attention& a, const Span& span, int kv_h
     }
     const int low = a.window && oldest - a.window + 1 > 0 ? oldest - a.window + 1 : 0;
     alignas(64) float weights[Q][KEY_TILE];
+    alignas(64) float turned[Q][hb::LARGEST_DIM];
+    if (kv.keys == nullptr) weigh_queries<Q>(kv, q, turned);
     for (int tile = low / KEY_TILE * KEY_TILE; tile <= newest; tile += KEY_TILE) {
         const size_t cell = first_cell(kv, span, tile);
         const T* values = values_of<T>(kv, kv_head, cell);
+        if (kv.keys == nullptr) turn_queries<Q>(kv, tile, q, turned);
         for (int part = 0; part < KEY_TILE; part += 16) {
             F16 acc[Q];
-            scores_of<T, Q>(kv, kv_head, cell + part, q, acc);
+            if (kv.keys != nullptr)
+                scores_of<T, Q>(kv, kv_head, cell + part, q, acc);
+            else
+                scores_of_values<T, Q>(kv, kv_head, cell + part, tile + part, turned, acc);
             const I16 places = add(splat_i(tile + part), iota());
             for (int i = 0; i < Q; ++i) {
                 const int first = a.window ? positions[i] - a.window + 1 : 0;
@@ -731,10 +801,10 @@ void attend_q8(const KV& kv, const Attention& a, const Span& span, int kv_head, 
 
 void attend(const KV& kv, const Attention& a, const Span& span, int kv_head, int count,
             const int* positions, const float* const* q, float* const* out) {
-    if (kv.kind == hb::Cell::Q8_0)
-        return attend_q8(kv, a, span, kv_head, count, positions, q, out);
-    if (kv.kind == hb::Cell::F32) return attend_as<float>(kv, a, span, kv_head, count, positions, q, out);
-    attend_as<uint16_t>(kv, a, span, kv_head, count, positions, q, out);
+    const auto run = kv.kind == hb::Cell::Q8_0  ? attend_q8
+                     : kv.kind == hb::Cell::F32 ? attend_as<float>
+                                                : attend_as<uint16_t>;
+    run(kv, a, span, kv_head, count, positions, q, out);
 }
 
 const hb::Kernels TABLE = {HB_NAME,  round_rows, linear, add_scaled, gated,   embed,      rms_norm,

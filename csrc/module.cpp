@@ -15,6 +15,7 @@
 #include <stdexcept>
 
 #include "program.h"
+#include "rotation.h"
 #include "weight.h"
 
 namespace nb = nanobind;
@@ -178,7 +179,9 @@ private:
 
 class Cells {
 public:
-    Cells(int heads, int dim, size_t cells, int stride, bool sliding, int kind) {
+    // With `rotations` they are of values only; keys are made of those, `key_norm` and the rotations.
+    Cells(int heads, int dim, size_t cells, int stride, bool sliding, int kind,
+          const Vector* key_norm, const Rotations* rotations) {
         require(0 < heads && heads <= MOST_HEADS && dim > 0 && dim % 2 == 0 && dim <= LARGEST_DIM,
                 "heads, an even dim");
         require(0 <= kind && kind <= int(Cell::Q8_0), "an unknown kind of cells");
@@ -187,15 +190,23 @@ public:
         require(stride > 0 && stride % KEY_TILE == 0 && 0 < cells && cells <= MOST_CELLS &&
                     cells % size_t(stride) == 0,
                 "cells come in strides that are a multiple of 64");
-        const size_t each = integers ? 1 : Cell(kind) == Cell::F32 ? 4 : 2, padded = size_t(dim + GROUP - 1) / GROUP * GROUP;
-        keys_ = Bytes(size_t(heads) * cells * size_t(dim) * each);
+        const size_t each = integers ? 1 : Cell(kind) == Cell::F32 ? 4 : 2;
+        const size_t padded = size_t(dim + GROUP - 1) / GROUP * GROUP;
+        if (rotations == nullptr) keys_ = Bytes(size_t(heads) * cells * size_t(dim) * each);
         values_ = Bytes(size_t(heads) * cells * padded * each);
         if (integers) {
             key_scales_ = Bytes(size_t(heads) * cells * size_t(dim / BLOCK) * 4);
             value_scales_ = Bytes(key_scales_.size());
         }
         kv_ = {heads, dim, stride, sliding, Cell(kind), cells, keys_.data(), values_.data(),
-               key_scales_.as<float>(), value_scales_.as<float>()};
+               key_scales_.as<float>(), value_scales_.as<float>(), {}};
+        if (rotations == nullptr) return;
+        require(!integers && !sliding && rotations->dim() == dim &&
+                    rotations->positions() >= cells && key_norm != nullptr &&
+                    key_norm->size() == size_t(dim),
+                "keys cannot be made of these values");
+        kv_.turns = rotations->turns(key_norm->data());
+        positions_ = rotations->positions();
     }
     const KV& kv() const { return kv_; }
     // Makes all of it resident, with zeros.
@@ -203,6 +214,7 @@ public:
         for (Bytes* bytes : {&keys_, &values_, &key_scales_, &value_scales_})
             std::memset(bytes->data(), 0, bytes->size());
     }
+    size_t positions() const { return positions_; }
     size_t nbytes() const {
         return keys_.size() + values_.size() + key_scales_.size() + value_scales_.size();
     }
@@ -210,6 +222,7 @@ public:
 private:
     KV kv_{};
     Bytes keys_, values_, key_scales_, value_scales_;
+    size_t positions_ = MOST_CELLS;
 };
 
 Attention attention_of(int heads, int kv_heads, int dim, int window, float scale, float eps,
@@ -428,6 +441,7 @@ private:
         require(kv.heads == a.kv_heads && kv.dim == a.dim && kv.sliding == (a.window > 0),
                 "the cells do not fit the attention");
         const size_t count = kv.cells / size_t(kv.stride);
+        positions_ = std::min(positions_, cells.positions());
         if (kv.sliding) {
             require(a.window <= kv.stride, "the ring is too short");
             num_rings_ = std::min(num_rings_, count);
@@ -483,7 +497,7 @@ private:
             require(start >= 0 && count > 0 && ring >= 0 && first_page >= 0 && page_count >= 0 &&
                         size_t(first_page) + size_t(page_count) <= pages_.size(),
                     "a span outside of its pages");
-            require(int64_t(start) + count <= int64_t(MOST_CELLS), "a position beyond any");
+            require(int64_t(start) + count <= int64_t(positions_), "a position beyond any");
             if (page_len_ > 0)
                 require(int64_t(page_count) * page_len_ >= int64_t(start) + count,
                         "a span has too few pages");
@@ -509,7 +523,8 @@ private:
     std::vector<Made> made_;
     std::vector<Ring> rings_;
     int vocab_ = 0, page_len_ = 0, given_ = 0;
-    size_t num_pages_ = MOST_CELLS, num_rings_ = MOST_CELLS, adapters_ = 0;
+    size_t positions_ = MOST_CELLS, num_pages_ = MOST_CELLS, num_rings_ = MOST_CELLS;
+    size_t adapters_ = 0;
     bool finished_ = false, running_ = false;
     bool outline_ = false;  // some weight is not there
 };
@@ -541,8 +556,20 @@ NB_MODULE(_cpu, m) {
         .def(nb::init<ArrayF>(), nb::arg("values").noconvert())
         .def_prop_ro("nbytes", [](const Vector& v) { return v.size() * 4; });
 
+    nb::class_<Rotations>(m, "Rotations")
+        .def("__init__",
+             [](Rotations* rotations, const std::vector<float>& frequencies, size_t positions) {
+                 require(!frequencies.empty() && frequencies.size() % GROUP == 0 &&
+                             frequencies.size() <= LARGEST_DIM / 2 && positions <= MOST_CELLS,
+                         "pairs come in groups of 16");
+                 new (rotations) Rotations(frequencies, positions);
+             });
+
     nb::class_<Cells>(m, "Cells")
-        .def(nb::init<int, int, size_t, int, bool, int>())
+        .def(nb::init<int, int, size_t, int, bool, int, const Vector*, const Rotations*>(),
+             nb::arg("heads"), nb::arg("dim"), nb::arg("cells"), nb::arg("stride"),
+             nb::arg("sliding"), nb::arg("kind"), nb::arg("key_norm").none(),
+             nb::arg("rotations").none(), nb::keep_alive<1, 8>(), nb::keep_alive<1, 9>())
         .def("seed", &Cells::seed)
         .def_prop_ro("nbytes", &Cells::nbytes);
 

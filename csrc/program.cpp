@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "rotation.h"
+
 namespace hb {
 
 namespace {
@@ -436,13 +438,7 @@ void Program::row_op(const Op& o, const Step& step, int thread, int row, int row
                 std::memcpy(y, at(o.in[0], step.wanted[r]), size_t(width) * 4);
                 break;
             default: {  // ROPE_TABLE: cosines, then sines
-                const int half = width / 2;
-                for (int i = 0; i < half; ++i) {
-                    const float angle =
-                        static_cast<float>(step.positions[r] + o.first) * o.frequencies[i];
-                    y[i] = std::cos(angle);
-                    y[half + i] = std::sin(angle);
-                }
+                rotation(o.frequencies, step.positions[r] + o.first, y, y + width / 2);
             }
         }
     }
@@ -594,7 +590,7 @@ void Program::rope(const Op& o, size_t index, const Step& step, int thread) {
     const float* k = stores ? floats(o.in[1], step, thread) : nullptr;
     const float* v = stores ? floats(o.in[2], step, thread) : nullptr;
     const float* table = floats(o.in[3], step, thread);
-    std::vector<float> key(dim), value(dim);
+    float key[LARGEST_DIM], value[LARGEST_DIM];
     int first, last;
     const int total = step.rows(ALL) * units;
     while (take(index, total, 1, first, last)) {
@@ -608,16 +604,17 @@ void Program::rope(const Op& o, size_t index, const Step& step, int thread) {
             }
             const int g = head - a.heads;
             const size_t at = (size_t(row) * a.kv_heads + g) * dim;
-            std::memcpy(key.data(), k + at, size_t(dim) * 4);
-            std::memcpy(value.data(), v + at, size_t(dim) * 4);
-            kernels_.rotate(key.data(), o.b, dim, a.eps, cos, cos + half);
-            if (a.value_norm) kernels_.rms_norm(value.data(), nullptr, dim, a.eps, value.data());
+            std::memcpy(key, k + at, size_t(dim) * 4);
+            std::memcpy(value, v + at, size_t(dim) * 4);
+            if (o.kv->keys != nullptr)
+                kernels_.rotate(key, o.b, dim, a.eps, cos, cos + half);
+            if (a.value_norm) kernels_.rms_norm(value, nullptr, dim, a.eps, value);
             const Span& span = step.spans[step.row_span[row]];
             const int p = step.positions[row], stride = o.kv->stride;
             const size_t cell = o.kv->sliding
                                     ? size_t(span.ring) * stride + p % stride
                                     : size_t(span.pages[p / stride]) * stride + p % stride;
-            kernels_.store(*o.kv, cell, g, key.data(), value.data());
+            kernels_.store(*o.kv, cell, g, key, value);
         }
     }
 }

@@ -111,6 +111,24 @@ inline float largest_magnitude(F16 a, F16 b) {
     const __m512i q = _mm512_and_si512(_mm512_castps_si512(b.v), rest);
     return float_of(_mm512_reduce_max_epi32(_mm512_max_epi32(p, q)));
 }
+// y[i] = the sum of x[i], for eight vectors at once; in one order for all of them
+inline void sum_eight(const F16* x, float* y) {
+    const auto pairs = [](__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    };
+    const auto fours = [](__m512 a, __m512 b) {
+        const __m512d p = _mm512_castps_pd(a), q = _mm512_castps_pd(b);
+        return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+    };
+    const auto quarters = [](__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    const __m512 low = fours(pairs(x[0].v, x[1].v), pairs(x[2].v, x[3].v));
+    const __m512 high = fours(pairs(x[4].v, x[5].v), pairs(x[6].v, x[7].v));
+    const __m512 both = quarters(low, high);
+    _mm256_storeu_ps(y, _mm512_castps512_ps256(quarters(both, both)));
+}
 inline int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
 
 #else
@@ -293,6 +311,16 @@ inline float largest_magnitude(F16 x, F16 y) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(p, q));
     for (int32_t lane : lanes) best = lane > best ? lane : best;
     return float_of(best);
+}
+inline void sum_eight(const F16* x, float* y) {
+    const auto pairs = [](F16 a, F16 b) {
+        const __m256 p = _mm256_add_ps(a.a, a.b), q = _mm256_add_ps(b.a, b.b);
+        return _mm256_hadd_ps(p, q);
+    };
+    const __m256 low = _mm256_hadd_ps(pairs(x[0], x[1]), pairs(x[2], x[3]));
+    const __m256 high = _mm256_hadd_ps(pairs(x[4], x[5]), pairs(x[6], x[7]));
+    _mm256_storeu_ps(y, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                                      _mm256_permute2f128_ps(low, high, 0x31)));
 }
 inline int32_t sum(I16 x) {
     int32_t lanes[16], total = 0;

@@ -14,7 +14,7 @@ import numpy as np
 from halfbyte.errors import InvalidInputError
 from halfbyte.evals.texts import Window
 from halfbyte.kernels.contract import Array, Graph
-from halfbyte.models.cache import Cache, CacheShape, Slot
+from halfbyte.models.cache import CacheShape, Slot
 from halfbyte.models.decoder import Chunk, Decoder
 from halfbyte.specs import KVType
 
@@ -36,11 +36,7 @@ class Reader:
         self._adapter = next(iter(decoder.adapters), None)
         self._pages = list(range(-(-window // PAGE)))
         shape = CacheShape(pages=len(self._pages), page_len=PAGE, ring_slack=window, kind=kv)
-        self._cache = (
-            Cache(decoder.spec, decoder.ops, shape, self._states)
-            if states
-            else decoder.new_cache(shape)
-        )
+        self._cache = decoder.new_cache(shape, self._states if states else None)
 
     def rows(self, window: Window) -> Iterator[np.ndarray]:
         """The scored rows f32 of a window, in order, in pieces [rows, width]."""

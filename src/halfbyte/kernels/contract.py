@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Activation, AttentionSpec, ExpertSpec, KVType, Scheme
+from halfbyte.specs import Activation, AttentionSpec, ExpertSpec, KVType, RopeSpec, Scheme
 
 Array = Any
 
@@ -60,7 +60,9 @@ class Rows:
 class KVLayout:
     """The cells of one layer's cache: `num_cells` positions of G x D keys and values.
 
-    `stride` is the length of a page (`sliding` False) or of a ring (`sliding` True).
+    `stride` is the length of a page (`sliding` False) or of a ring (`sliding` True). With
+    `key_rope` the cells keep values only: a key is its value times the weight of the keys' norm,
+    rotated by its position, and is made when it is read.
     """
 
     num_cells: int
@@ -69,6 +71,7 @@ class KVLayout:
     kv_heads: int
     head_dim: int
     kind: KVType
+    key_rope: RopeSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +153,8 @@ class OpSet(Protocol):
         """Measured bytes per second that the op set can read from memory; None if not measured."""
         ...
 
-    def new_kv(self, layout: KVLayout) -> Array:
-        """An empty cache of one layer."""
+    def new_kv(self, layout: KVLayout, key_norm: Array | None = None) -> Array:
+        """An empty cache of one layer; `key_norm` [D] is needed where it keeps values only."""
         ...
 
     def embed(self, rows: Rows, table: Array, scale: float) -> Array:

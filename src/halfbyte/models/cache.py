@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.kernels.contract import Array, Graph, KVLayout, OpSet, Span
-from halfbyte.specs import KVType, LayerSpec, ModelSpec
+from halfbyte.specs import AttentionSpec, KVType, LayerSpec, ModelSpec
 
 # Rings are whole tiles of positions, so that a tile never wraps.
 RING_STEP = 64
 PAGE_LEN = 64
 # A draft of seven and the target's own token: rows that one pass over the weights serves at once.
 DRAFT_ROWS = 8
+# Keys are made of values in whole vectors of both halves of a head.
+HEAD_STEP = 32
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,14 +70,26 @@ class CacheShape:
         stride = self.page_len
         if attention.window is not None:
             stride = -(-(attention.window + self.ring_slack) // RING_STEP) * RING_STEP
+        makes_keys = _makes_keys(attention)
         return KVLayout(
             num_cells=stride * (self.rings if sliding else self.pages),
             stride=stride,
             sliding=sliding,
             kv_heads=attention.kv_heads,
             head_dim=attention.head_dim,
-            kind=self.kind,
+            # Values alone in bf16 are fewer bytes than keys and values in q8_0.
+            kind="bf16" if makes_keys and self.kind == "q8_0" else self.kind,
+            key_rope=attention.rope if makes_keys else None,
         )
+
+
+def _makes_keys(attention: AttentionSpec) -> bool:
+    """Whether a key is its value times a weight, rotated, so that values are all that is kept.
+
+    A ring is small, and keeps both.
+    """
+    same = attention.shares_kv and attention.value_norm and attention.qk_norm
+    return same and attention.window is None and attention.head_dim % HEAD_STEP == 0
 
 
 def shape_for(
@@ -95,8 +109,8 @@ def shape_for(
 class Cache:
     """The cells of every layer, and the step that runs a model over them.
 
-    Sequences enter with a `Slot`. `graph` is the model's forward, given the layers' cells. A layer
-    with a `kv_source` has the cells of that layer.
+    Sequences enter with a `Slot`. `graph` is the model's forward, given the layers' cells;
+    `key_norms` are its layers' weights. A layer with a `kv_source` has the cells of that layer.
     """
 
     def __init__(
@@ -105,15 +119,16 @@ class Cache:
         ops: OpSet,
         shape: CacheShape,
         graph: Callable[[Sequence[Array]], Graph],
+        key_norms: Sequence[Array | None],
     ) -> None:
         self.shape = shape
         self.layers: list[Array] = []
         self.nbytes = 0
-        for layer in spec.layers:
+        for layer, key_norm in zip(spec.layers, key_norms, strict=True):
             if layer.kv_source is not None:
                 self.layers.append(self.layers[layer.kv_source])
                 continue
-            self.layers.append(ops.new_kv(shape.layout(layer)))
+            self.layers.append(ops.new_kv(shape.layout(layer), key_norm))
             self.nbytes += self.layers[-1].nbytes
         self.step = ops.step(graph(self.layers))
 

@@ -6,7 +6,7 @@ name. What it is given are chunks: consecutive new tokens of several sequences, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,8 +118,12 @@ class Decoder:
         self.adapters = tuple(adapters)
         self.adapter_bytes = adapter_bytes
 
-    def new_cache(self, shape: CacheShape) -> Cache:
-        return Cache(self.spec, self.ops, shape, self._graph)
+    def new_cache(
+        self, shape: CacheShape, graph: Callable[[Sequence[Array]], Graph] | None = None
+    ) -> Cache:
+        """A cache of this shape; its step gives logits and states, unless it is another `graph`."""
+        key_norms = [layer.k_norm for layer in self.weights.layers]
+        return Cache(self.spec, self.ops, shape, graph or self._graph, key_norms)
 
     def forward(self, chunks: Sequence[Chunk], cache: Cache) -> np.ndarray:
         """Logits [wanted rows, V] f32 of the chunks, in order; their slots move forward."""

@@ -98,7 +98,8 @@ class ReferenceRuntime:
 
     def kv_bytes(self, layout: KVLayout) -> int:
         each = {"f32": 4.0, "bf16": 2.0, "q8_0": 1.0 + 2 / 32}[layout.kind]
-        return int(2 * layout.num_cells * layout.kv_heads * layout.head_dim * each)
+        kept = 2 if layout.key_rope is None else 1
+        return int(kept * layout.num_cells * layout.kv_heads * layout.head_dim * each)
 
     def scratch_bytes(self, rows: int, wanted: int) -> int:
         rows = max(rows, REFERENCE_ROWS)

@@ -44,6 +44,7 @@ GROUP = 16
 BANDWIDTH_BYTES = 1 << 28
 NOTHING = np.zeros((0, 0), dtype=np.float32)
 NO_ADAPTER = -1
+POSITIONS = 1 << 18  # that tables of rotations are for, at least
 Buffer = int
 
 
@@ -87,6 +88,7 @@ class CPUOps:
         self.packed_bytes = 0
         self._pool = self._native.Pool(threads)
         self._fresh: list[Any] = []
+        self._rotations: dict[tuple[RopeSpec, int], Any] = {}
         self._program: Any = None
         self._softcap = 0.0
 
@@ -130,11 +132,12 @@ class CPUOps:
     def kv_bytes(layout: KVLayout) -> int:
         """What `new_kv` takes: values are padded to whole groups, q8_0 has an f32 scale per 32."""
         each = {"f32": 4, "bf16": 2, "q8_0": 1}[layout.kind]
-        numbers = layout.head_dim + -(-layout.head_dim // GROUP) * GROUP
+        keys = layout.head_dim if layout.key_rope is None else 0
+        values = -(-layout.head_dim // GROUP) * GROUP
         scales = 2 * 4 * (layout.head_dim // 32) if layout.kind == "q8_0" else 0
-        return layout.kv_heads * layout.num_cells * (numbers * each + scales)
+        return layout.kv_heads * layout.num_cells * ((keys + values) * each + scales)
 
-    def new_kv(self, layout: KVLayout) -> Any:
+    def new_kv(self, layout: KVLayout, key_norm: Packed | None = None) -> Any:
         if layout.kind == "q8_0" and layout.head_dim % 32:
             raise UnsupportedError(
                 f"a q8_0 cache needs a head dim that is a multiple of 32, not {layout.head_dim}",
@@ -147,7 +150,17 @@ class CPUOps:
             layout.stride,
             layout.sliding,
             CELLS.index(layout.kind),
+            _native_of(key_norm),
+            None if layout.key_rope is None else self._rotations_of(layout.key_rope, layout),
         )
+
+    def _rotations_of(self, rope: RopeSpec, layout: KVLayout) -> Any:
+        """The rotations of positions, shared by all layers that make keys with this rope."""
+        key = rope, max(layout.num_cells, POSITIONS)
+        if key not in self._rotations:
+            turns = frequencies(rope, layout.head_dim).tolist()
+            self._rotations[key] = self._native.Rotations(turns, key[1])
+        return self._rotations[key]
 
     def embed(self, rows: Rows, table: Packed, scale: float) -> Buffer:
         return self._program.embed(table.native, scale)

@@ -2,7 +2,7 @@
 
 Types: f32 and bf16 as they are; q8_0 rotates keys and values per head with an orthonormal Hadamard
 matrix (which spreads outlier channels) and stores int8 per 32 with an fp16 scale. The rotation is
-its own inverse, so reading rotates back.
+its own inverse, so reading rotates back. Cells of values only make the keys as they are read.
 
 `ScratchKV` keeps only the keys of the forward under way and lets gradients through: training and
 evaluation of whole sequences need no cache.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.kernels.contract import KVLayout, Rows, Span
+from halfbyte.kernels.reference.rope import rotate, rotation
 
 BLOCK = 32
 
@@ -22,7 +23,7 @@ BLOCK = 32
 class ReferenceKV:
     """The cells of one layer. Overwrites in place; not for autograd."""
 
-    def __init__(self, layout: KVLayout, device: str) -> None:
+    def __init__(self, layout: KVLayout, device: str, key_norm: Tensor | None = None) -> None:
         if layout.kind == "q8_0" and layout.head_dim % BLOCK:
             raise UnsupportedError(
                 f"a q8_0 cache needs a head dim that is a multiple of 32, not {layout.head_dim}",
@@ -30,7 +31,9 @@ class ReferenceKV:
             )
         self.layout = layout
         self._device = device
-        cells = (2, layout.num_cells, layout.kv_heads, layout.head_dim)
+        self._key_norm = key_norm
+        kept = 2 if layout.key_rope is None else 1
+        cells = (kept, layout.num_cells, layout.kv_heads, layout.head_dim)
         self._scales: Tensor | None = None
         if layout.kind == "q8_0":
             blocks = (*cells[:-1], layout.head_dim // BLOCK)
@@ -55,7 +58,7 @@ class ReferenceKV:
     def write(self, rows: Rows, k_RGD: Tensor, v_RGD: Tensor) -> None:
         """Puts the keys and values of all rows into their cells."""
         cells = torch.cat([self._cells(span, span.start, span.count) for span in rows.spans])
-        both = torch.stack((k_RGD, v_RGD)).detach()
+        both = torch.stack((k_RGD, v_RGD)).detach()[-len(self._values) :]
         if self._scales is None:
             self._values[:, cells] = both.to(self._values.dtype)
             return
@@ -74,7 +77,16 @@ class ReferenceKV:
             scales = self._scales[:, cells].to(torch.float32)
             both = (both.unflatten(-1, (-1, BLOCK)) * scales[..., None]).flatten(-2)
             both = both @ self._hadamard
-        return both[0], both[1]
+        return self._keys(both[0], low, high), both[-1]
+
+    def _keys(self, kept_SGD: Tensor, low: int, high: int) -> Tensor:
+        """The keys as they are kept, or made of the values of the positions `[low, high)`."""
+        rope = self.layout.key_rope
+        if rope is None:
+            return kept_SGD
+        assert self._key_norm is not None, "cells of values only need the norm of the keys"
+        positions = torch.arange(low, high, device=self._device)
+        return rotate(kept_SGD * self._key_norm, *rotation(positions, rope, self.layout.head_dim))
 
     def _cells(self, span: Span, start: int, count: int) -> Tensor:
         stride = self.layout.stride

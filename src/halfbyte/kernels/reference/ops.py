@@ -89,8 +89,8 @@ class ReferenceOps:
     def read_bandwidth(self) -> float | None:
         return None
 
-    def new_kv(self, layout: KVLayout) -> ReferenceKV:
-        return ReferenceKV(layout, self.device)
+    def new_kv(self, layout: KVLayout, key_norm: Weight | None = None) -> ReferenceKV:
+        return ReferenceKV(layout, self.device, None if key_norm is None else self._dense(key_norm))
 
     def embed(self, rows: Rows, table: Weight, scale: float) -> Tensor:
         ids = np.asarray(rows.token_ids, dtype=np.int64)
