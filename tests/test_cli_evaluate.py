@@ -65,7 +65,7 @@ def test_a_gate_s_word_is_kept_in_the_manifest(
     assert halfbyte(*measure, "--gate", "default").code == 0
     found = manifest(artefact)["measurements"]
     assert found["gate"] == {"name": "default", "passed": True, "misses": []}
-    assert found["texts"][0]["kl"]["mean"] > 0 and found["against"] == "stories260K"
+    assert found["texts"][0]["kl"]["mean"] > 0 and found["against"]["name"] == "stories260K"
     assert "measured" not in halfbyte(*prompt).err
     assert halfbyte("verify", artefact).code == 0
 
@@ -170,6 +170,10 @@ def test_a_directory_gets_the_proof_too(
     assert names == {"model.gguf", "manifest.json", "report.html", "report.json", "README.md"}
     told = json.loads((good / "report.json").read_text())
     assert told["passed"] and told["recipe"] == "q8_0" and len(told["layers"]) == 5
+    assert told["commands"] == [
+        "halfbyte quantize stories260K --threads 1 --json -o good --recipe q8_0",
+        "halfbyte eval good --against stories260K --gate default",
+    ]
     assert json.loads((good / "manifest.json").read_text())["measurements"]["gate"]["passed"]
     assert "measured" not in halfbyte("run", good, "Once", "--raw", "--max-tokens", 1).err
     missed = halfbyte(*quantize, "-o", bad)
@@ -190,6 +194,7 @@ def test_a_report_of_what_eval_measured(
     told = json.loads((tmp_path / "report" / "report.json").read_text())
     assert told["passed"] is None and told["texts"][0]["name"] == "story.txt"
     assert told["commands"][0].startswith("halfbyte quantize stories260K -o stories.gguf")
-    assert told["commands"][1].startswith("halfbyte eval ")
+    assert told["commands"][1].startswith("halfbyte eval stories.gguf --text story.txt --window 64")
+    assert str(tmp_path) not in "".join(told["commands"])
     alone = halfbyte(*measure)
     assert alone.code == 2 and "beside its reference" in alone.err

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,17 @@ def judge(verdict: Verdict) -> None:
             f"{len(verdict.differing)} differences from the reference",
             hint="docs/troubleshooting.md goes from causes to cures",
         )
+
+
+def typed() -> str:
+    """The command line as it may be shown to others: where files lay is nobody else's business."""
+    return shlex.join(["halfbyte", *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    name, equals, path = argument.rpartition("=")
+    is_path = bool(path) and (Path(path).is_absolute() or Path(path).exists())
+    return f"{name}{equals}{Path(path).resolve().name}" if is_path else argument
 
 
 def colour() -> bool | None:

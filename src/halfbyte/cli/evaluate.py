@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from halfbyte.cli import flags
-from halfbyte.cli.console import document, judge, note, progress
+from halfbyte.cli.console import document, judge, note, progress, typed
 from halfbyte.cli.values import length, named_files
 from halfbyte.errors import GateMissedError, InvalidInputError
 
@@ -127,9 +125,8 @@ def command(
         verdict = evaluation.judge(gate, measured, strict=gate_name == DEFAULT)
         evaluation.keep(measured, Path(gate_name).name, verdict)
     if report_to is not None:
-        typed = [shlex.join(["halfbyte", *sys.argv[1:]])]
         page = workflows.report(
-            evaluation, measured, verdict, texts=named, directory=report_to, commands=typed
+            evaluation, measured, verdict, texts=named, directory=report_to, measured_by=typed()
         )
         note(f"report: {page}")
     if as_json:

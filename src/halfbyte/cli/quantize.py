@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from halfbyte.cli import flags
-from halfbyte.cli.console import document, judge, note, progress
+from halfbyte.cli.console import document, judge, note, progress, typed
 from halfbyte.cli.values import gib, size
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _conclude(target: Path, model: str, device: str, threads: int | None) -> Con
 
     options = LoadOptions(device=device, threads=threads)
     with progress("measuring") as report:
-        return workflows.conclude(target, model, options=options, progress=report)
+        return workflows.conclude(target, model, made_by=typed(), options=options, progress=report)
 
 
 def _show(made: Artefact) -> None:

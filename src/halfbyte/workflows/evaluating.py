@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from halfbyte.evals.tasks.subject import Subject
 from halfbyte.evals.texts import OWN_TEXTS, Reading, Window, cut, read_text
 from halfbyte.formats.checkpoint import Source, read
 from halfbyte.formats.lora import open_adapter
-from halfbyte.formats.manifest import check_sizes, described, identity, record, weights_hash
+from halfbyte.formats.manifest import check_sizes, described, record, weights_hash
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
 from halfbyte.kernels.choice import choose, oracle
@@ -37,6 +37,7 @@ from halfbyte.quantizer.opening import open_source
 from halfbyte.specs import LoadOptions
 from halfbyte.text.chat import Chat
 from halfbyte.text.tokenizer import Tokenizer
+from halfbyte.workflows.artefacts import name_of
 
 CHATS = ".jsonl"
 
@@ -96,6 +97,8 @@ class Evaluation:
         self.source = open_source(model, recipe=self.options.recipe, method=self.options.method)
         self.against = None if against is None else locate(against)
         self.base = None if self.against is None else _opened(self.against)
+        self.name = _called(model)
+        self.base_name = None if against is None else _called(against)
         self._adapters = {} if lora is None else {lora: open_adapter(lora, self.source.spec)}
         assets = (self.base.assets if self.base else None) or self.source.assets
         if assets is None:
@@ -128,7 +131,7 @@ class Evaluation:
         """
         windows = [self.windows(path, reading) for path in texts.values()]
         baselines = self._baselines(windows, progress)
-        theirs = self._reference_outcomes(tasks)
+        theirs = self._reference_outcomes(tasks, progress)
         found = [
             measure(
                 self._decoder,
@@ -140,7 +143,7 @@ class Evaluation:
             )
             for name, text, baseline in zip(texts, windows, baselines, strict=True)
         ]
-        done = _outcomes(self._subject(self._decoder), tasks, theirs) if tasks else []
+        done = self._outcomes(self._decoder, tasks, theirs, progress)
         results = [
             summarize(asked.name, asked.kind, ours, their)
             for asked, ours, their in zip(tasks, done, theirs, strict=True)
@@ -161,35 +164,27 @@ class Evaluation:
         asked = checks(gate, measured.texts, measured.tasks)
         missed = [check for check in asked if not check.kept]
         differing = self.differences()
-        if not missed and not (strict and differing):
-            return Verdict(passed=True, checks=asked, differing=differing)
-        causes: Sequence[str] = []
-        at_fault = False
-        if self.base is not None:
-            diagnosis = diagnose(self.source, self.base, measured.texts)
-            causes, at_fault = diagnosis.causes, diagnosis.at_fault
-        return Verdict(
-            passed=False,
-            checks=asked,
-            differing=differing,
-            causes=causes,
-            remedies=[] if at_fault else remedies(self._making(), missed),
-        )
+        passed = not missed and not (strict and differing)
+        verdict = Verdict(passed=passed, checks=asked, differing=differing)
+        if passed or self.base is None:
+            return verdict
+        found = diagnose(self.source, self.base, measured.texts)
+        helps = [] if found.at_fault else remedies(self._making(), missed)
+        return replace(verdict, causes=found.causes, remedies=helps)
 
-    def keep(self, measured: Measured, gate: str, verdict: Verdict) -> bool:
-        """Write it all into the manifest of the model; False if there is none, or no right to.
+    def keep(self, measured: Measured, gate: str, verdict: Verdict) -> None:
+        """Write it all into the manifest of the model, if it has one that may be written to.
 
         A model that is quantized on the way has none, and one with an adapter is another.
         """
         if not described(self.place) or self.options.recipe or self._adapters:
-            return False
+            return
         judged = {"name": gate, "passed": verdict.passed, "misses": [*map(asdict, verdict.misses)]}
-        against = None if self.against is None else identity(self.against)["name"]
-        facts = {**asdict(measured), "kv": self.options.kv, "against": against, "gate": judged}
+        facts = {**asdict(measured), "kv": self.options.kv, "gate": judged}
+        if self.against is not None:
+            facts["against"] = {"name": self.base_name, "weights": self._reference_hash}
         with suppress(InvalidInputError):
             record(self.place, facts)
-            return True
-        return False
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -203,24 +198,42 @@ class Evaluation:
         options = self.options
         return choose(source.spec, options.device, options.dtype, threads=options.threads)
 
+    @cached_property
+    def _reference_hash(self) -> str:
+        assert self.against is not None
+        return weights_hash(self.against)
+
     def _baselines(
         self, texts: Sequence[Sequence[Window]], progress: Progress | None
     ) -> Sequence[Baseline | None]:
-        if self.base is None or self.against is None:
+        if self.base is None or not texts:
             return [None] * len(texts)
         ops = oracle(self.base.spec, self.options.device, threads=self.options.threads)
-        kept = Reference(self.base, ops, weights=weights_hash(self.against))
-        return kept.read(texts, progress)
+        return Reference(self.base, ops, weights=self._reference_hash).read(texts, progress)
 
-    def _reference_outcomes(self, tasks: Sequence[Asked]) -> Sequence[Sequence[Outcome] | None]:
+    def _reference_outcomes(
+        self, tasks: Sequence[Asked], progress: Progress | None
+    ) -> Sequence[Sequence[Outcome] | None]:
         """Of each task, if there is a reference; it runs as the model does, and is let go."""
+        nothing = [None] * len(tasks)
         if self.base is None or not tasks:
-            return [None] * len(tasks)
-        subject = self._subject(load(self.base, self._ops(self.base)))
-        return _outcomes(subject, tasks, [None] * len(tasks))
+            return nothing
+        return self._outcomes(load(self.base, self._ops(self.base)), tasks, nothing, progress)
 
-    def _subject(self, decoder: Decoder) -> Subject:
-        return Subject(decoder, self._assets, self.options.kv)
+    def _outcomes(
+        self,
+        decoder: Decoder,
+        tasks: Sequence[Asked],
+        theirs: Sequence[Sequence[Outcome] | None],
+        progress: Progress | None,
+    ) -> list[list[Outcome]]:
+        subject = Subject(decoder, self._assets, self.options.kv)
+        found: list[list[Outcome]] = []
+        for asked, their in zip(tasks, theirs, strict=True):
+            found.append(asked.task.run(subject, their))
+            if progress is not None:
+                progress(len(found), len(tasks))
+        return found
 
     def _making(self) -> Making:
         return Making(
@@ -234,10 +247,10 @@ class Evaluation:
         )
 
 
-def _outcomes(
-    subject: Subject, tasks: Sequence[Asked], theirs: Sequence[Sequence[Outcome] | None]
-) -> list[list[Outcome]]:
-    return [asked.task.run(subject, their) for asked, their in zip(tasks, theirs, strict=True)]
+def _called(reference: str) -> str:
+    """A model by a name that says nothing of where it lies."""
+    path = Path(reference).expanduser()
+    return name_of(path) if path.exists() else reference
 
 
 def _opened(place: Path) -> Source:

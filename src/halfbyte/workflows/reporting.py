@@ -32,22 +32,23 @@ def report(
     *,
     texts: Mapping[str, Path],
     directory: Path,
-    commands: Sequence[str],
+    measured_by: str,
+    made_by: str | None = None,
 ) -> Path:
     """Writes the report into a directory (made if need be); returns where its page is.
 
-    `commands` are those that measured; the one that made the model is told by its manifest.
+    `measured_by` and `made_by` are command lines; by default the manifest tells of the making.
     Raises `InvalidInputError` without a reference, and where no text was read.
     """
-    base, against = evaluation.base, evaluation.against
-    if base is None or against is None or not measured.texts:
+    base, against, base_name = evaluation.base, evaluation.against, evaluation.base_name
+    if base is None or against is None or base_name is None or not measured.texts:
         raise InvalidInputError(
             "a report sets a model beside its reference, on a text", hint="--against and --text"
         )
     place, source = evaluation.place, evaluation.source
     made = described(place)
-    own = Point(name=name_of(place), bytes=_bytes(source), kl=mean_kl(measured.texts))
-    whole = Point(name=name_of(against), bytes=_bytes(base), kl=0.0)
+    own = Point(name=evaluation.name, bytes=_bytes(source), kl=mean_kl(measured.texts))
+    whole = Point(name=base_name, bytes=_bytes(base), kl=0.0)
     facts = Facts(
         name=own.name,
         base=whole.name,
@@ -71,7 +72,7 @@ def report(
         remedies=[] if verdict is None else verdict.remedies,
         files=hashes(place),
         base_files=hashes(against),
-        commands=[*_making(made, whole.name, place), *commands],
+        commands=[*([made_by] if made_by else _making(made, whole.name, place)), measured_by],
     )
     directory.mkdir(parents=True, exist_ok=True)
     return write_report(facts, directory)
@@ -89,8 +90,8 @@ def conclude(
     artefact: Path,
     model: str,
     *,
+    made_by: str,
     options: LoadOptions | None = None,
-    commands: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Conclusion:
     """Measure a directory that was made from `model` on our own texts, hold it to our own gate,
@@ -100,7 +101,16 @@ def conclude(
     measured = evaluation.measure(texts, Reading(), progress=progress)
     verdict = evaluation.judge(evaluation.default_gate(), measured, strict=True)
     evaluation.keep(measured, DEFAULT, verdict)
-    page = report(evaluation, measured, verdict, texts=texts, directory=artefact, commands=commands)
+    page = report(
+        evaluation,
+        measured,
+        verdict,
+        texts=texts,
+        directory=artefact,
+        measured_by=f"halfbyte eval {evaluation.name} --against {evaluation.base_name} "
+        f"--gate {DEFAULT}",
+        made_by=made_by,
+    )
     return Conclusion(verdict, page)
 
 
