@@ -55,6 +55,16 @@ def test_another_family(tmp_path: Path) -> None:
     assert relative_error(logits_of(read(tmp_path)), oracle_logits(twin, IDS)) < 1e-4
 
 
+def test_nf4_blocks_that_cross_rows(tmp_path: Path) -> None:
+    """No scheme of ours has them; they are decoded."""
+    twin = packed_checkpoint(tmp_path, LAYOUTS["nf4"], {**CONFIG, "hidden_size": 96})
+    source = read(tmp_path)
+    stored = decode(source.tensor("layers.1.attn.q.weight"))
+    assert torch.equal(stored, twin.state_dict()[f"{Q}.weight"])
+    assert "widths that are no multiple of 64" in source.decoded["layers.1.attn.q.weight"]
+    assert relative_error(logits_of(source), oracle_logits(twin, IDS)) < 1e-4
+
+
 def test_inspect_says_why_weights_are_decoded(tmp_path: Path) -> None:
     packed_checkpoint(tmp_path, LAYOUTS["gptq-sorted"])
     said = CliRunner().invoke(inspect_command, [str(tmp_path)], catch_exceptions=False)

@@ -77,6 +77,28 @@ class Int8Packing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What the JSON of a matrix says: its shape, and the mean magnitude of its blocks, which are
+    quantized themselves, or None."""
+
+    shape: tuple[int, int]
+    offset: float | None
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.shape[0] * self.shape[1] // BLOCK)
+
+    def describe(self) -> Description:
+        if self.offset is None:
+            reason = "nf4 without double quantization"
+        elif self.shape[1] % BLOCK:
+            reason = f"nf4 of widths that are no multiple of {BLOCK}"
+        else:
+            return Description(scheme=SCHEMES["nf4"], shape=self.shape)
+        return Description(scheme=SCHEMES["f32"], shape=self.shape, decoded=reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NF4Packing:
     """Blocks of 64 through the whole tensor. `nested`: their magnitudes are quantized, too."""
 
@@ -92,109 +114,94 @@ class NF4Packing:
     )
 
     def describe(self, parts: Parts) -> Description:
-        return self._described(_state(parts, nested=self.nested))
+        return self._state(parts).describe()
 
     def unpack(self, parts: Parts) -> QTensor:
-        state = _state(parts, nested=self.nested)
-        found = self._described(state)
+        state = self._state(parts)
+        found = state.describe()
         rows, width = found.shape
         pairs = parts.array("weight", "U8", (-(-rows * width // 2), 1)).reshape(-1)
-        _check_levels(parts, nested=self.nested)
+        _check_levels(parts, state)
         if found.scheme.name == "nf4":
             return QTensor(found.scheme, found.shape, _rows(parts, state, pairs))
-        weights = _decoded(parts, state, pairs, nested=self.nested)
-        weights = weights[: rows * width].reshape(rows, width)
+        weights = _decoded(parts, state, pairs)[: rows * width].reshape(rows, width)
         return QTensor(found.scheme, found.shape, weights.view(np.uint8))
 
-    def _described(self, state: Fields) -> Description:
-        sizes = state.sequence("shape") or ()
-        if len(sizes) != 2 or not all(type(size) is int and 0 < size < 2**31 for size in sizes):
-            raise IntegrityError(f"{state.prefix}shape is {list(sizes)!r:.60}")
-        shape = (int(sizes[0]), int(sizes[1]))
+    def _state(self, parts: Parts) -> State:
+        place = f"{parts.module}.{STATE}"
+        text = parts.array(STATE, "U8").tobytes()
+        state = table(parse_json(text, where=Path(place)), place)
+        refuse_unknown(state, KNOWN_OF_STATES)
+        require(state, "quant_type", ("nf4",))
+        require(state, "blocksize", (BLOCK,))
+        if (state.get("nested_blocksize") is not None) != self.nested:
+            raise IntegrityError(
+                f"{FIELD}.bnb_4bit_use_double_quant is {self.nested}, and its weights are not so",
+                where=parts.module,
+            )
         if not self.nested:
-            reason = "nf4 without double quantization"
-        elif shape[1] % BLOCK:
-            reason = f"nf4 of widths that are no multiple of {BLOCK}"
-        else:
-            return Description(scheme=SCHEMES["nf4"], shape=shape)
-        return Description(scheme=SCHEMES["f32"], shape=shape, decoded=reason)
-
-
-def _state(parts: Parts, *, nested: bool) -> Fields:
-    """The JSON that a matrix carries, checked to be what this module reads."""
-    place = f"{parts.module}.{STATE}"
-    text = parts.array(STATE, "U8").tobytes()
-    state = table(parse_json(text, where=Path(place)), place)
-    refuse_unknown(state, KNOWN_OF_STATES)
-    require(state, "quant_type", ("nf4",))
-    require(state, "blocksize", (BLOCK,))
-    if (state.get("nested_blocksize") is not None) != nested:
-        raise IntegrityError(
-            f"{FIELD}.bnb_4bit_use_double_quant is {nested}, and its weights are not so",
-            where=parts.module,
-        )
-    if nested:
+            return State(shape=_shape(state), offset=None)
         require(state, "nested_blocksize", (SPAN,))
         require(state, "nested_dtype", ("float32",))
-    return state
+        return State(shape=_shape(state), offset=_offset(state))
 
 
-def _check_levels(parts: Parts, *, nested: bool) -> None:
+def _shape(state: Fields) -> tuple[int, int]:
+    sizes = list(state.sequence("shape") or ())
+    if len(sizes) != 2 or not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+        raise IntegrityError(f"{state.prefix}shape is {sizes!r:.60}")
+    return sizes[0], sizes[1]
+
+
+def _offset(state: Fields) -> float:
+    value = state.get("nested_offset")
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e30:
+        raise IntegrityError(f"{state.prefix}nested_offset is {value!r:.40}")
+    return float(value)
+
+
+def _check_levels(parts: Parts, state: State) -> None:
     """The levels of our `nf4`; a checkpoint with others would decode to other numbers."""
     from halfbyte.numerics import nf4  # brings torch, which headers do without
 
     expected = {"weight.quant_map": nf4.levels()}
-    expected |= {"weight.nested_quant_map": nf4.dynamic_levels()} if nested else {}
+    if state.offset is not None:
+        expected["weight.nested_quant_map"] = nf4.dynamic_levels()
     for ending, levels in expected.items():
         found = parts.array(ending, "F32", tuple(levels.shape))
         if not np.array_equal(found, levels.numpy()):
             raise UnsupportedError(f"'{ending}' has other levels", where=parts.module)
 
 
-def _rows(parts: Parts, state: Fields, pairs: np.ndarray) -> np.ndarray:
+def _rows(parts: Parts, state: State, pairs: np.ndarray) -> np.ndarray:
     """The bytes of our `nf4`."""
     import torch
 
     from halfbyte.numerics import nf4
 
     rows = nf4.rows_of(
-        torch.tensor(pairs.reshape(_rows_in(state), -1)),
-        torch.tensor(_magnitudes(parts, pairs, "U8")),
-        torch.tensor(_spans(parts, pairs)),
-        torch.tensor(_offset(state), dtype=torch.float32),
+        torch.tensor(pairs.reshape(state.shape[0], -1)),
+        torch.tensor(parts.array("weight.absmax", "U8", (state.blocks,))),
+        torch.tensor(_spans(parts, state)),
+        torch.tensor(state.offset, dtype=torch.float32),
     )
     return rows.numpy()
 
 
-def _decoded(parts: Parts, state: Fields, pairs: np.ndarray, *, nested: bool) -> np.ndarray:
-    """f32 [weights]: level * magnitude of the block, in f32."""
+def _decoded(parts: Parts, state: State, pairs: np.ndarray) -> np.ndarray:
+    """f32 [weights]: level * magnitude of the block."""
     from halfbyte.numerics import nf4
 
-    magnitudes = _magnitudes(parts, pairs, "U8" if nested else "F32")
-    if nested:
-        spans = np.repeat(_spans(parts, pairs), SPAN)[: len(magnitudes)]
-        offset = np.float32(_offset(state))
-        magnitudes = nf4.dynamic_levels().numpy()[magnitudes] * spans + offset
+    if state.offset is None:
+        magnitudes = parts.array("weight.absmax", "F32", (state.blocks,))
+    else:
+        dynamic = nf4.dynamic_levels().numpy()
+        spans = np.repeat(_spans(parts, state), SPAN)[: state.blocks]
+        stored = parts.array("weight.absmax", "U8", (state.blocks,))
+        magnitudes = dynamic[stored] * spans + np.float32(state.offset)
     levels = nf4.levels().numpy()[np.stack([pairs >> 4, pairs & 15], axis=-1).reshape(-1)]
     return levels * np.repeat(magnitudes, BLOCK)[: len(levels)]
 
 
-def _rows_in(state: Fields) -> int:
-    return int((state.sequence("shape") or (1,))[0])
-
-
-def _magnitudes(parts: Parts, pairs: np.ndarray, dtype: str) -> np.ndarray:
-    return parts.array("weight.absmax", dtype, (-(-2 * len(pairs) // BLOCK),))
-
-
-def _spans(parts: Parts, pairs: np.ndarray) -> np.ndarray:
-    blocks = -(-2 * len(pairs) // BLOCK)
-    return parts.array("weight.nested_absmax", "F32", (-(-blocks // SPAN),))
-
-
-def _offset(state: Fields) -> float:
-    """The mean magnitude; 0 is one, too."""
-    value = state.get("nested_offset")
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e30:
-        raise IntegrityError(f"{state.prefix}nested_offset is {value!r:.40}")
-    return float(value)
+def _spans(parts: Parts, state: State) -> np.ndarray:
+    return parts.array("weight.nested_absmax", "F32", (-(-state.blocks // SPAN),))
