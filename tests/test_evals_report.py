@@ -80,6 +80,7 @@ FACTS = Facts(
         Point(name="small", bytes=16_200_000, kl=0.0),
         Point(name="small-q4_0", bytes=5_120_000, kl=0.045),
     ],
+    front=[],
     passed=False,
     checks=[check("books", "kl_mean", 0.0254), check("中文 <&>", "kl_mean", 0.0804)],
     causes=["the rounding of q4_0"],
@@ -214,6 +215,14 @@ def test_labels_do_not_cover_each_other() -> None:
     boxes = [(left_of(n), float(str(n.get("y")))) for n in labels]
     for one, other in combinations(boxes, 2):
         assert abs(one[1] - other[1]) >= 12 or abs(one[0] - other[0]) >= 6 * len("model-0")
+
+
+def test_a_predicted_front_is_a_line_as_far_as_it_belongs_here() -> None:
+    front = [(4_000_000, 9.0), (5_000_000, 0.08), (8_000_000, 0.01)]
+    figure = figures.size_and_divergence(FACTS.points, "small-q4_0", front)
+    [drawing] = drawn(figure).iter("path")
+    assert str(drawing.get("d")).count("L") == 1 and "predicted" in texts_in(figure)
+    assert [*drawn(figures.size_and_divergence(FACTS.points, "")).iter("path")] == []
 
 
 def left_of(label: ElementTree.Element) -> float:

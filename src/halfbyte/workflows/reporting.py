@@ -66,6 +66,9 @@ def report(
         texts=measured.texts,
         tasks=measured.tasks,
         points=[whole, *_others(place, measured), own],
+        front=[
+            (p["bytes"], p["predicted_kl"]) for p in made.get("allocation", {}).get("front", [])
+        ],
         passed=None if verdict is None else verdict.passed,
         checks=[] if verdict is None else verdict.checks,
         causes=[] if verdict is None else verdict.causes,

@@ -46,7 +46,7 @@ def page(facts: Facts) -> str:
     drawn = {
         "divergence": figures.divergence(facts.texts),
         "perplexity": figures.perplexity(facts.texts),
-        "size_and_divergence": figures.size_and_divergence(facts.points, facts.name),
+        "size_and_divergence": figures.size_and_divergence(facts.points, facts.name, facts.front),
         "layers": figures.layers(facts.layers) if facts.layers else "",
         "style": (HERE / "style.css").read_text(encoding="utf-8"),
     }

@@ -38,6 +38,7 @@ class Point:
 class Facts:
     """Of a model `name` that was made from `base`.
 
+    `front` is the predicted (bytes, KL) of the best choices that were weighed, if any were.
     `passed` is None where no gate was asked; `checks` are all that it asked. `files` and
     `base_files` are SHA-256 by file name. `commands` make it, and measure it, again.
     """
@@ -58,6 +59,7 @@ class Facts:
     texts: Sequence[Fidelity]
     tasks: Sequence[TaskResult]
     points: Sequence[Point]
+    front: Sequence[tuple[int, float]]
     passed: bool | None
     checks: Sequence[Check]
     causes: Sequence[str]

@@ -62,10 +62,15 @@ def perplexity(texts: Sequence[Fidelity]) -> str:
     return figure(_rows_height(len(found)), "Change of the perplexity of each text", parts)
 
 
-def size_and_divergence(points: Sequence[Point], name: str) -> str:
-    """Every model by its size and its mean KL, `name` in the accent."""
+def size_and_divergence(
+    points: Sequence[Point], name: str, front: Sequence[tuple[int, float]] = ()
+) -> str:
+    """Every model by its size and its mean KL, `name` in the accent; a predicted front as a line,
+    as far as it is of the same order."""
+    highest = max(point.kl for point in points)
+    near = [(size_, kl) for size_, kl in front if kl <= 2 * highest]
     x_marks = ticks(0, max(point.bytes for point in points))
-    y_marks = ticks(0, max(point.kl for point in points))
+    y_marks = ticks(0, max([highest, *(kl for _, kl in near)]))
     x = Scale(0, x_marks[-1], 44, WIDTH - RIGHT)
     y = Scale(0, y_marks[-1], HEIGHT - BOTTOM, TOP)
     parts = _grid(x, x_marks, size, y, y_marks, short)
@@ -75,6 +80,9 @@ def size_and_divergence(points: Sequence[Point], name: str) -> str:
         at = x(point.bytes), y(point.kl)
         parts.append(dot(*at, 4.5 if model else 3.5, "model" if model else "other"))
         parts.append(_label(_cut(point.name, 24), at, taken, "accent" if model else ""))
+    if near:
+        at = [(x(size_), y(kl)) for size_, kl in near]
+        parts += [path(at, "other-line"), _label("predicted", at[0], taken, "number")]
     return figure(HEIGHT, "Size and mean KL of each model", parts)
 
 
