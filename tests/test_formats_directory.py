@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def test_the_text_part_of_a_real_checkpoint(tiny_gemma4: Path, tmp_path: Path) -
     assert relative_error(theirs(tmp_path / "w4", dtype=torch.float32), ours) < 1e-4
 
 
-def test_from_a_gguf(tiny_gemma4: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("origin", [Path, lambda path: path.parent])
+def test_from_a_gguf(tiny_gemma4: Path, tmp_path: Path, origin: Callable[[Path], Path]) -> None:
     """Q4_0 to int4 in groups of 32 under fp16 scales, without a change; all files are written."""
     rules = (("embed.weight", "bf16"), ("*", "q4_0"))
     made = Quantized(read(tiny_gemma4), Recipe(name="q", rules=rules))
@@ -160,7 +162,7 @@ def test_from_a_gguf(tiny_gemma4: Path, tmp_path: Path) -> None:
         for tensor in source.spec.tensors()
     )
     exact = Quantized(source, Recipe(name="as stored", rules=kept))
-    write_directory(exact, tmp_path / "q.gguf", tmp_path / "w4")
+    write_directory(exact, origin(tmp_path / "q.gguf"), tmp_path / "w4")
     found = read(tmp_path / "w4")
     assert found.spec == source.spec and found.assets == source.assets
     for name, q in source.tensors():

@@ -85,7 +85,7 @@ def write_directory(
     }
     config = {**_config(source.spec, origin), **_quantization(source, names)}
     texts = {CONFIG: json.dumps(config, indent=2)}
-    if not origin.is_dir() and source.assets is not None:
+    if not (origin / CONFIG).is_file() and source.assets is not None:
         texts |= files_of(source.assets)
     size = sum(safetensors.bytes_of(*stored) for stored in layout.values())
     with atomic_directory(target, size=size) as part:
@@ -166,8 +166,9 @@ def _of_origin(origin: Path) -> dict[str, Any]:
         kept = {key: outer[key] for key in OUTER if key in outer}
         kind = text.get("model_type", f"{outer['model_type']}_text")
         config = {**kept, **text, "model_type": kind}
-        config["dtype"] = text.get("dtype") or outer.get("dtype") or outer.get("torch_dtype")
-    config.pop(FIELD, None)
+        config.setdefault("dtype", outer.get("dtype", outer.get("torch_dtype", "bfloat16")))
+    for unwanted in (FIELD, "auto_map"):  # old settings, and code to be run
+        config.pop(unwanted, None)
     classes = family_of(spec_of(config)).classes
     return {**config, "architectures": [classes[config["model_type"]]]}
 
