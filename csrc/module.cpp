@@ -212,7 +212,7 @@ public:
     // Makes all of it resident, with zeros.
     void seed() {
         for (Bytes* bytes : {&keys_, &values_, &key_scales_, &value_scales_})
-            std::memset(bytes->data(), 0, bytes->size());
+            if (bytes->size() > 0) std::memset(bytes->data(), 0, bytes->size());
     }
     size_t positions() const { return positions_; }
     size_t nbytes() const {
@@ -568,8 +568,9 @@ NB_MODULE(_cpu, m) {
     nb::class_<Cells>(m, "Cells")
         .def(nb::init<int, int, size_t, int, bool, int, const Vector*, const Rotations*>(),
              nb::arg("heads"), nb::arg("dim"), nb::arg("cells"), nb::arg("stride"),
-             nb::arg("sliding"), nb::arg("kind"), nb::arg("key_norm").none(),
-             nb::arg("rotations").none(), nb::keep_alive<1, 8>(), nb::keep_alive<1, 9>())
+             nb::arg("sliding"), nb::arg("kind"), nb::arg("key_norm").none() = nb::none(),
+             nb::arg("rotations").none() = nb::none(), nb::keep_alive<1, 8>(),
+             nb::keep_alive<1, 9>())
         .def("seed", &Cells::seed)
         .def_prop_ro("nbytes", &Cells::nbytes);
 

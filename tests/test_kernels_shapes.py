@@ -155,6 +155,18 @@ MODULE: dict[str, tuple[Any, ...]] = {
         lambda m: m.Cells(1, 32, 64, -64, False, 0),
         lambda m: m.Cells(1, 32, 64, 64, False, -1),
         lambda m: m.Cells(1, 32, 64, 64, False, len(CELLS)),
+        lambda m: m.Cells(1, 32, 64, 64, False, 0, None, m.Rotations([1.0] * 16, 64)),
+        lambda m: m.Cells(1, 32, 64, 64, False, 0, vector(16), m.Rotations([1.0] * 16, 64)),
+        lambda m: m.Cells(1, 64, 64, 64, False, 0, vector(64), m.Rotations([1.0] * 16, 64)),
+        lambda m: m.Cells(1, 32, 128, 64, False, 0, vector(32), m.Rotations([1.0] * 16, 64)),
+        lambda m: m.Cells(1, 32, 64, 64, True, 0, vector(32), m.Rotations([1.0] * 16, 64)),
+    ),
+    "Rotations": (
+        lambda m: m.Rotations([], 64),
+        lambda m: m.Rotations([1.0] * 15, 64),
+        lambda m: m.Rotations([1.0] * 1024, 64),
+        lambda m: m.Rotations([1.0] * 16, 1 << 40),
+        mistyped(lambda m: m.Rotations([1.0] * 16, -1)),
     ),
     "Attention": (
         lambda m: attention(heads=0),
