@@ -21,7 +21,7 @@ MOST_ROWS = 2048  # that llama.cpp takes at once, by its default; it cuts them i
 
 def main() -> None:
     arguments = parsed()
-    side = {"halfbyte": Halfbyte, "llama.cpp": LlamaCpp}[arguments.side](arguments)
+    side: Side = {"halfbyte": Halfbyte, "llama.cpp": LlamaCpp}[arguments.side](arguments)
     before, start = memory("VmRSS"), perf_counter()
     course = side.load()
     course.forward(0, 1, every=False)

@@ -59,7 +59,7 @@ def _hints(found: Profile) -> Iterator[str]:
 
 
 def _remainder(model: Source) -> str:
-    quantized = {scheme.name for scheme in model.schemes.values() if scheme.block > 1}
+    quantized = {scheme.name for scheme in model.schemes.values() if not scheme.is_float}
     if quantized:
         names = ", ".join(sorted(quantized))
         return (

@@ -128,7 +128,7 @@ class Blockwise:
         """The channels that a group reads take the factors that are best for its rounding."""
         readers = block.members(at.group)
         changed = [*readers, f"{block.name}.{at.producer}.weight"]
-        if self._settled(readers[0]) or any(self._source.schemes[n].block > 1 for n in changed):
+        if self._settled(readers[0]) or not all(self._source.schemes[n].is_float for n in changed):
             return
         hessian, weights = block.hessians(at.group, flow)[0], [block.dense[n] for n in readers]
         factors = awq.channel_scales(weights, hessian, self._schemes[readers[0]])
@@ -183,7 +183,7 @@ class Blockwise:
 
     def _settled(self, name: str) -> bool:
         """Whether there is nothing to choose: it is on a grid already, or will be on none."""
-        return self._source.schemes[name].block > 1 or self._schemes[name].name in PLAIN
+        return not self._source.schemes[name].is_float or self._schemes[name].name in PLAIN
 
     def _embedding_hessian(self) -> Tensor:
         """What an error of the embedding costs: known from a walk through the original."""

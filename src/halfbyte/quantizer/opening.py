@@ -77,7 +77,7 @@ def open_drafter(
     source = open_source(str(path))
     paired_layers(source.spec, target.spec)
     check_target(source, target)
-    if recipe is None or any(scheme.block > 1 for scheme in source.schemes.values()):
+    if recipe is None or any(not scheme.is_float for scheme in source.schemes.values()):
         return source
     return open_source(str(path), recipe=recipe, method=method, progress=progress)
 

@@ -63,7 +63,7 @@ def shared_of(source: Source) -> list[Shared]:
     shapes = {
         tensor.name: tensor.shape
         for tensor in source.spec.tensors()
-        if source.schemes[tensor.name].block == 1
+        if source.schemes[tensor.name].is_float
     }
     named: dict[str, list[str]] = {EMBED: [EMBED]}
     for index in range(len(source.spec.layers)):

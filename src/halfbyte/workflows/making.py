@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from halfbyte.quantizer.pipeline import Quantized, refuse_decoded, schemes_of
 from halfbyte.quantizer.recovered import Recovered
 from halfbyte.quantizer.sensitivity import priced
 from halfbyte.quantizer.sized import Allocation, allocated
-from halfbyte.specs import Method, Recipe, SolveMethod, recipe_of
+from halfbyte.specs import Recipe, SolveMethod, recipe_of
 from halfbyte.workflows.artefacts import Artefact, check_storable, finished, write_model
 
 PRICED = 32  # windows by which the groups of tensors are priced
@@ -81,16 +81,12 @@ def quantize(
     schemes = schemes_of(source, wanted)
     refuse_decoded(original, schemes)
     check_storable(source.spec, schemes, target)
-    if job is None:
-        quantized = Quantized(source, wanted, method=_uncalibrated(method))
+    with _quantized(job, source, wanted, method) as quantized:
         path = write_model(quantized, place, target, progress)
-    else:
-        with job.quantized(wanted, method) as quantized:
-            path = write_model(quantized, place, target, progress)
-    if found and found.matrices:
-        details["lattice"] = {"matrices": found.matrices, **asdict(found.counts)}
-    artefact = path if target.suffix == ".gguf" else target
-    return finished(path, place, artefact, recipe=recipe, method=method, details=details)
+        if found and found.matrices:
+            details["lattice"] = {"matrices": found.matrices, **asdict(found.counts)}
+        artefact = path if target.suffix == ".gguf" else target
+        return finished(path, place, artefact, recipe=recipe, method=method, details=details)
 
 
 class _Job:
@@ -137,13 +133,13 @@ def _needed(job: _Job | None, flag: str) -> _Job:
     return job
 
 
-def _uncalibrated(method: SolveMethod) -> Method:
-    """The method, if it is one that needs no calibration."""
-    if method == "rtn" or method == "search":
-        return method
-    raise InvalidInputError(
-        f"{method} needs texts to calibrate on", where="--method", hint="name some with --calib"
-    )
+def _quantized(
+    job: _Job | None, source: Source, recipe: Recipe, method: SolveMethod
+) -> AbstractContextManager[Source]:
+    """The source by a recipe; what a job keeps beside its output is gone when the block ends."""
+    if job is None and (method == "rtn" or method == "search"):
+        return nullcontext(Quantized(source, recipe, method=method))
+    return _needed(job, f"--method {method}").quantized(recipe, method)
 
 
 def _calibration(source: Source, calibrating: Calibrating, place: Path) -> Calibration:

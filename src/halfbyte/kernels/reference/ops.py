@@ -37,7 +37,7 @@ from halfbyte.kernels.contract import (
 from halfbyte.kernels.reference.attention import ROW_TILE, attend_span
 from halfbyte.kernels.reference.kv import KV, ReferenceKV, fake_q8
 from halfbyte.kernels.reference.rope import rotate, rotation
-from halfbyte.numerics.codec import CODECS, decode
+from halfbyte.numerics.codec import decode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, Activation, AttentionSpec, ExpertSpec
 
@@ -57,7 +57,7 @@ class ReferenceOps:
     """See the contract for the meaning and shapes of each op."""
 
     name = "reference"
-    schemes = tuple(SCHEMES[name] for name in CODECS)
+    schemes = tuple(SCHEMES.values())
 
     def __init__(
         self,
