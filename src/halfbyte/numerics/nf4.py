@@ -9,8 +9,11 @@ after row, so a span may begin in the middle of a row. Here every row keeps all 
     LEVELS[q] * (DYNAMIC[level] * outer[(phase + block) // 256] + offset)
 
 `phase` is where the row's first block lies in its span; the first weight of a pair is the high
-nibble. What it is not: a scheme to choose, at its size a searched q4_0 is nearer to the weights; it
-is here to be read and compared with. Source: bitsandbytes 0.50 (functional.py, backends/default).
+nibble.
+
+What it is not: a grid for calibrated methods. Its levels are a table, and weights go to the
+nearest; it is here to be read and compared with.
+Source: bitsandbytes 0.50 (functional.py, backends/default).
 """
 
 from __future__ import annotations
@@ -67,10 +70,10 @@ def encode_nf4(weight: Tensor, _importance: Tensor | None) -> Tensor:
     """f32 [N, K] -> rows of bytes, rounded to nearest."""
     blocks = weight.reshape(-1, BLOCK)
     largest = torch.linalg.vector_norm(blocks, ord=torch.inf, dim=1)
-    nibbles = torch.cat([_nibbles(blocks[i : i + TILE]) for i in range(0, len(blocks), TILE)])
+    pairs = torch.cat([_pairs(blocks[i : i + TILE]) for i in range(0, len(blocks), TILE)])
     offset = largest.mean()
     deviations, outer = _quantized_deviations(largest - offset)
-    return rows_of(nibbles.view(len(weight), -1), deviations, outer, offset)
+    return rows_of(pairs.view(len(weight), -1), deviations, outer, offset)
 
 
 def rows_of(pairs: Tensor, levels_of_blocks: Tensor, outer: Tensor, offset: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ def rows_of(pairs: Tensor, levels_of_blocks: Tensor, outer: Tensor, offset: Tens
     return torch.cat([*head, body.flatten(1)], dim=1)
 
 
-def _nibbles(blocks: Tensor) -> Tensor:
+def _pairs(blocks: Tensor) -> Tensor:
     """f32 [n, 64] -> uint8 [n, 32] pairs of the nearest levels."""
     largest = blocks.abs().amax(dim=1, keepdim=True)
     found = _nearest(blocks, largest, levels().to(blocks.device))

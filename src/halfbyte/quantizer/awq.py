@@ -5,9 +5,10 @@ the rounding: columns that matter take more of their group's range. s_c = (rms o
 |w_c|)^(1 - a), and of twenty a in [0, 1) the one of least output error is taken for all the weights
 that share the inputs.
 
-What it is not: the folding of 1 / s into what makes the inputs, which knows the model; nor the clip
-search, which the searched scales are. The original takes the mean of |x_c| where this takes the
-root of the mean square, which the Hessian holds. Source: Lin et al. 2023; llm-compressor's grid.
+What it is not: the folding of 1 / s into what makes the inputs, which knows the model. The original
+clips weights by a search of its own, where here the scales are searched anyway, and it takes the
+mean of |x_c|, where this takes the root of the mean square, which the Hessian holds.
+Sources: Lin et al. 2023; llm-compressor's grid.
 """
 
 from __future__ import annotations

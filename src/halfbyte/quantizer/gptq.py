@@ -9,7 +9,7 @@ H = (A + I) D (A + I)^T with A strictly upper: column j is rounded at w_j + sum_
 is GPTQ's inverse factor in another form, without an inverse. Two sweeps of `descent` follow, which
 refit the scales, too. A row that came out worse than the search's keeps the search's.
 
-Time: K^3 / 3 + 3 N K^2 multiplications; memory beside the result: K^2, and a few copies of
+Time: K^3 / 3 + 3.5 N K^2 multiplications; memory beside the result: K^2, and a few copies of
 `ROWS` rows. Sources: Frantar et al. 2022 (GPTQ); Chee et al. 2023 (QuIP: the same, as LDLQ).
 """
 

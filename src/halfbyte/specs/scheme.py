@@ -38,7 +38,7 @@ class Scheme:
 
     @property
     def bits(self) -> float:
-        """Stored bits per weight."""
+        """Stored bits per weight, of a block."""
         return 8 * self.block_bytes / self.block
 
     @property
