@@ -14,6 +14,10 @@
 #include <new>
 #include <utility>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace hb {
 
 constexpr size_t LARGE_PAGE = size_t(2) << 20;
@@ -50,6 +54,7 @@ public:
         data_ = reinterpret_cast<uint8_t*>((address + large - 1) / large * large);
         const bool now = pages == Pages::LARGE || !knows_advice(COLLAPSE);
         if (size >= large && now) madvise(data_, size, MADV_HUGEPAGE);
+        forbid_rest(true);
     }
     Bytes(const Bytes&) = delete;
     Bytes& operator=(const Bytes&) = delete;
@@ -59,7 +64,9 @@ public:
         return *this;
     }
     ~Bytes() {
-        if (base_ != nullptr) munmap(base_, mapped_);
+        if (base_ == nullptr) return;
+        forbid_rest(false);
+        munmap(base_, mapped_);
     }
     // Gets the pages of [first, last) that lie wholly in it: one call costs less than their faults.
     void populate(size_t first, size_t last) const {
@@ -73,6 +80,15 @@ public:
     template <typename T> T* as() const { return reinterpret_cast<T*>(data_); }
 
 private:
+    // The sanitizer knows what malloc gives; of a mapping it must be told where the bytes end.
+    void forbid_rest([[maybe_unused]] bool forbidden) const {
+#if defined(__SANITIZE_ADDRESS__)
+        auto* start = static_cast<uint8_t*>(base_);
+        const auto mark = forbidden ? __asan_poison_memory_region : __asan_unpoison_memory_region;
+        mark(start, size_t(data_ - start));
+        mark(data_ + size_, mapped_ - size_t(data_ - start) - size_);
+#endif
+    }
     void swap(Bytes& other) {
         std::swap(base_, other.base_);
         std::swap(data_, other.data_);

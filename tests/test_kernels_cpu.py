@@ -97,6 +97,14 @@ def test_a_product_has_the_same_bits_for_any_number_of_rows(isa: str, scheme: st
         assert np.array_equal(product(q, x[:count], isa, threads=3), alone[:count])
 
 
+@pytest.mark.skipif("avx-vnni" not in HERE, reason="needs a processor with AVX-VNNI")
+@pytest.mark.parametrize("scheme", NATIVE)
+def test_avx_vnni_gives_the_bits_of_avx2(scheme: str) -> None:
+    q = stored(scheme, 67, 512)
+    x = np.random.default_rng(3).standard_normal((11, 512), dtype=np.float32)
+    assert np.array_equal(product(q, x, "avx-vnni"), product(q, x, "avx2"))
+
+
 @pytest.mark.parametrize("scheme", NATIVE)
 @pytest.mark.parametrize("rows", [16, 37])
 def test_packing_is_reversible(scheme: str, rows: int) -> None:

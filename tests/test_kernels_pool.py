@@ -36,8 +36,9 @@ product = lambda ops, rows=3: Product(
 def outcome(script: str) -> str:
     """What a Python process of its own prints; it must end well, and in time."""
     path = os.pathsep.join(sys.path)
+    same_build = f"import other_build; other_build.use({native().__file__!r})"
     done = subprocess.run(
-        [sys.executable, "-c", SETUP + script],
+        [sys.executable, "-c", same_build + SETUP + script],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -192,7 +193,8 @@ print("good")
 def test_an_interrupt_arrives_after_the_step() -> None:
     script = """
 step = product(CPUOps(threads=2), 512)
-expected, steps = step(), 0
+expected = result = step()
+steps = 0
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     while steps < 100000:
@@ -214,7 +216,8 @@ for task in os.listdir("/proc/self/task"):
     print(task == str(os.getpid()), bool(blocked >> (signal.SIGINT - 1) & 1))
 """
     lines = outcome(script).splitlines()
-    assert sorted(lines) == ["False True", "False True", "True False"]
+    assert len(lines) >= 3 and lines.count("True False") == 1
+    assert set(lines) == {"True False", "False True"}
 
 
 def test_a_process_ends_with_live_pools() -> None:
