@@ -57,14 +57,14 @@ def peak_kib(model: Path) -> int:
 
 
 def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
-    """Eight more layers are 34 MB in f32; the states of the windows at each are 0.5 MB."""
+    """Eight more layers are 34 MB in f32, and 17 MB of the mapped file."""
     peaks: list[int] = []
     for depth in (2, 10):
         path = tmp_path / str(depth)
         wide = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": depth}
         oracle({**LLAMA, **wide}).bfloat16().save_pretrained(path)
         peaks.append(peak_kib(path))
-    assert peaks[1] - peaks[0] < 8 * 1024
+    assert peaks[1] - peaks[0] < 24 * 1024
 
 
 @pytest.mark.slow
