@@ -171,7 +171,8 @@ def _project_files() -> list[Path]:
     kinds = {".md", ".toml", ".txt", ".py", ".sh", ".json", ".jinja", ".cpp", ".h", ".hpp", ""}
     inside = ("src", "tests", "docs", "bench", "csrc", "scripts", ".ci")
     paths = [*ROOT.glob("*"), *(path for name in inside for path in (ROOT / name).rglob("*"))]
-    return [path for path in paths if path.is_file() and path.suffix in kinds]
+    own = [path for path in paths if path.is_file() and path.suffix in kinds]
+    return [path for path in own if path.name != ".git"]  # a file in a worktree
 
 
 # Each rule catches its breach, on small trees.

@@ -119,3 +119,35 @@ SAMPLING = _all(
     click.option("--repetition-penalty", type=float, help="Above 1 repeats less."),
     click.option("--seed", type=int, help="The same seed gives the same tokens."),
 )
+
+# Of `plan`, beside --train.
+OF_TRAINING = (
+    "batch", "seq", "precision", "optimizer", "checkpointing", "loss_rows", "rank", "tokens",
+    "gpus", "zero", "offload",
+)  # fmt: skip
+TRAINING = _all(
+    click.option(
+        "--train",
+        type=click.Choice(["full", "lora", "qlora", "blockwise", "scales"]),
+        help="Plan a training: of all weights, of low-rank updates of plain or packed weights, of "
+        "one block after another on the 4-bit grid, or of its scales alone.",
+    ),
+    click.option("--batch", type=click.IntRange(min=1), default=1, help="Sequences on a GPU."),
+    click.option("--seq", type=length, default="2k", help="Tokens of a sequence."),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "mixed", "bf16"]),
+        default="mixed",
+        help="mixed: bf16 with fp32 master copies. bf16: without.",
+    ),
+    click.option("--optimizer", type=click.Choice(["adamw", "adamw-8bit", "sgd"]), default="adamw"),
+    click.option(
+        "--checkpointing/--no-checkpointing", default=True, help="Compute layers again, or keep."
+    ),
+    click.option("--loss-rows", type=click.IntRange(min=1), help="Logits of so many at a time."),
+    click.option("--rank", type=click.IntRange(min=1), default=16, help="Of low-rank updates."),
+    click.option("--tokens", type=length, default=None, help="Whose states lie ready: 1m."),
+    click.option("--gpus", type=click.IntRange(min=1), default=1),
+    click.option("--zero", type=click.IntRange(0, 3), default=0, help="ZeRO's stage."),
+    click.option("--offload", type=click.Choice(["none", "cpu", "nvme"]), default="none"),
+)

@@ -12,7 +12,6 @@ import click
 from halfbyte.cli import flags
 from halfbyte.cli.console import document
 from halfbyte.cli.values import gib, length, size
-from halfbyte.errors import DoesNotFitError
 
 if TYPE_CHECKING:
     from halfbyte.specs import Machine, Plan
@@ -28,9 +27,16 @@ if TYPE_CHECKING:
 @click.option("--sequences", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--draft", type=click.IntRange(0, 7), default=0, help="Tokens drafted at once.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
-@click.option("--emit", type=click.Path(path_type=Path), help="Write the plan for run and fill.")
+@flags.TRAINING
+@click.option(
+    "--emit",
+    type=click.Path(path_type=Path),
+    help="Write the plan, for run and fill; with --train deepspeed.json or accelerate.yaml.",
+)
 @flags.JSON
+@click.pass_context
 def command(
+    ctx: click.Context,
     model: str,
     budget: int | None,
     machine: str | None,
@@ -40,21 +46,54 @@ def command(
     sequences: int,
     draft: int,
     device: str,
+    train: Any,
+    batch: int,
+    seq: int,
+    precision: Any,
+    optimizer: Any,
+    checkpointing: bool,
+    loss_rows: int | None,
+    rank: int,
+    tokens: int | None,
+    gpus: int,
+    zero: int,
+    offload: Any,
     emit: Path | None,
     as_json: bool,
 ) -> None:
     """Say what MODEL takes on this machine, on a card, or in a budget, before it is run.
 
-    Exits with 3 when nothing fits, naming the nearest thing that would.
+    With --train, what training it takes. Exits with 3 when nothing fits, naming the nearest thing
+    that would.
     """
     from halfbyte.planner.cards import card
     from halfbyte.planner.opening import model_of
     from halfbyte.planner.probe import this_machine
     from halfbyte.planner.solve import Goal, solve
 
-    where = this_machine("cuda" if device.startswith("cuda") else "cpu")
-    if machine is not None:
-        where = card(machine)
+    refuse_strangers(ctx, training=train is not None)
+    where = card(machine) if machine is not None else this_machine(_kind(device))
+    if train is not None:
+        from halfbyte.cli.plan_training import tell
+        from halfbyte.planner.training import Training
+
+        training = Training(
+            mode=train,
+            batch=batch,
+            length=seq,
+            precision=precision,
+            optimizer=optimizer,
+            checkpointing=checkpointing,
+            loss_rows=loss_rows,
+            rank=rank,
+            recipe=recipe or "q4_0",
+            tokens=tokens or 0,
+            gpus=gpus,
+            zero=zero,
+            offload=offload,
+        )
+        tell(model_of(model), where, training, budget, emit, as_json=as_json)
+        return
     goal = Goal(
         budget_bytes=budget,
         context=context,
@@ -71,11 +110,28 @@ def command(
         document("plan", {**plan.document(), "alternatives": others})
     else:
         _say(plan, alternatives, where)
-    if not plan.fits:
-        raise DoesNotFitError(
-            f"{gib(plan.total_bytes)} do not fit into {gib(plan.budget_bytes)}",
-            hint="a smaller --context, --kv q8_0, or a smaller --recipe",
-        )
+
+
+def _kind(device: str) -> Any:
+    return "cuda" if device.startswith("cuda") else "cpu"
+
+
+def refuse_strangers(ctx: click.Context, *, training: bool) -> None:
+    """Flags of running a model beside --train, and those of training without it."""
+    given = [
+        name
+        for name in ctx.params
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    for name in given:
+        flag = "--" + name.replace("_", "-")
+        if name in flags.OF_TRAINING and not training:
+            raise click.UsageError(f"{flag} is a part of a training: add --train")
+        if name in OF_RUNNING and training:
+            raise click.UsageError(f"{flag} says how a model is run, and not how it is trained")
+
+
+OF_RUNNING = ("context", "kv", "sequences", "draft")
 
 
 def _brief(plan: Plan) -> dict[str, Any]:

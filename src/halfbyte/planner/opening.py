@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from halfbyte.errors import DoesNotFitError
+from halfbyte.errors import DoesNotFitError, HalfbyteError
+from halfbyte.families import spec_of
 from halfbyte.formats.checkpoint import Source, read
+from halfbyte.formats.documents import read_json
 from halfbyte.formats.reference import locate
 from halfbyte.planner.solve import USUAL_CONTEXT, Goal, Model, solve
-from halfbyte.specs import Machine, Plan
+from halfbyte.specs import SCHEMES, Machine, Plan
 
+CONFIG = "config.json"
 PLAIN = {"f32", "f16", "bf16"}
 
 
 def model_of(reference: str) -> Model:
-    """The model that a reference names. What is stored in blocks is run as it is stored."""
+    """The model that a reference names. What is stored in blocks is run as it is stored.
+
+    A config.json alone, or in a folder without weights, is enough.
+    """
+    path = Path(reference).expanduser()
+    config = path / CONFIG if path.is_dir() else path
+    if config.name == CONFIG and config.is_file() and not any(config.parent.glob("*.safetensors")):
+        return _of_config(reference, config)
     return described(reference, read(locate(reference)))
+
+
+def _of_config(name: str, config: Path) -> Model:
+    """Weights that are not there are taken to be in bf16."""
+    try:
+        spec = spec_of(read_json(config))
+    except HalfbyteError as error:
+        raise type(error)(error.what, where=error.where or config, hint=error.hint) from error
+    schemes = {tensor.name: SCHEMES["bf16"] for tensor in spec.tensors()}
+    return Model(name=name, spec=spec, schemes=schemes, quantized=False)
 
 
 def described(name: str, source: Source) -> Model:
