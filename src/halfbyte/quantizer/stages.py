@@ -10,21 +10,19 @@ What it is not: a format for others; it is gone when the output is there.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from halfbyte.formats.atomic import atomic_file, write_errors
+from halfbyte.formats.atomic import atomic_file
 from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.jobs import Job, claim
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import ModelSpec, Scheme
 from halfbyte.text.assets import TextAssets
 
-JOB = "job.json"
 OVERHEAD = 4096  # bytes of a part beside its tensors', and of each tensor
 
 
@@ -44,19 +42,12 @@ class Stages:
         *,
         spec: ModelSpec,
         schemes: Mapping[str, Scheme],
-        job: Mapping[str, Any],
+        job: Job,
     ) -> None:
         self.folder = folder
         self._schemes = schemes
         self._shapes = {tensor.name: tensor.shape for tensor in spec.tensors()}
-        text = json.dumps(job, sort_keys=True)
-        place = folder / JOB
-        if not place.is_file() or place.read_text(encoding="utf-8") != text:
-            shutil.rmtree(folder, ignore_errors=True)
-            with write_errors(folder):
-                folder.mkdir()
-            with atomic_file(place, size=len(text)) as file:
-                file.write(text.encode())
+        claim(folder, job)
 
     @property
     def names(self) -> list[str]:
