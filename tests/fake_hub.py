@@ -47,7 +47,10 @@ class Asked:
 
 @dataclass
 class FakeHub:
-    """`files` of one repository; `sent` is what goes over the wire where it differs."""
+    """`files` of one repository; `sent` is what goes over the wire where it differs.
+
+    `served` counts the bytes of files that went.
+    """
 
     files: dict[str, bytes]
     sent: dict[str, bytes] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class FakeHub:
     filler: int = 0
     hub: str = ""
     store: str = ""
+    served: int = 0
     released: threading.Event = field(default_factory=threading.Event)
 
     def fetched(self) -> list[str]:
@@ -178,16 +182,19 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.state.faults.pop(0) if self.state.faults else Fault()
         if fault.status or data is None:
             return self.send(fault.status or 404, b"{}", fault.headers)
-        first = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
-        start = int(first) if self.state.ranges else 0
+        asked = self.headers.get("Range", "bytes=0-") if self.state.ranges else "bytes=0-"
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(int(last) + 1, len(data)) if last else len(data)
         if start and start >= len(data):
             return self.send(416, b"")
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
+        partial = start > 0 or bool(last)
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+        body = data[start:stop]
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        body = data[start:]
+        self.state.served += len(body)
         self.wfile.write(body if fault.after < 0 else body[: fault.after])
         self.wfile.flush()
         if fault.stall:

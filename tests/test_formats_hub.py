@@ -13,8 +13,11 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request
 
+import numpy as np
 import pytest
 from fake_hub import COMMIT, LONGEST_S, REPO, FakeHub, Fault, git_sha1, serving, sha256
+from published import PUBLISHED
+from random_model import RandomModel
 
 from halfbyte.errors import (
     DoesNotFitError,
@@ -24,12 +27,19 @@ from halfbyte.errors import (
     NetworkError,
     UnsupportedError,
 )
-from halfbyte.formats import hub
-from halfbyte.formats.checkpoint import read
+from halfbyte.families import family_of, spec_of
+from halfbyte.formats import hub, safetensors
+from halfbyte.formats.checkpoint import read, write_gguf
+from halfbyte.formats.gguf import GGUFFile
+from halfbyte.formats.hub import headers
 from halfbyte.formats.hub.client import Patience, Site, _Redirects
 from halfbyte.formats.hub.listing import is_wanted
 from halfbyte.formats.hub.names import parse_name, pick
-from halfbyte.formats.reference import locate
+from halfbyte.formats.reference import demo_path, locate
+from halfbyte.planner.cards import card
+from halfbyte.planner.opening import model_of
+from halfbyte.planner.solve import Goal, solve
+from halfbyte.specs import recipe_of
 
 QUICK = Patience(timeout_s=5.0, attempts=3, asks=3, pause_s=0.01, longest_wait_s=1.0)
 CHECKPOINT = {
@@ -587,3 +597,113 @@ def test_every_failure_says_what_to_do(fake: FakeHub) -> None:
             pull()
         assert caught.value.hint and caught.value.exit_code == 5
         fake.refusals.clear()
+
+
+@pytest.fixture
+def gguf(fake: FakeHub) -> bytes:
+    """The repository becomes the demo as a GGUF, with 64 MB behind the last tensor."""
+    data = demo_path().read_bytes() + bytes(64_000_000)
+    fake.files = {"model-q4_0.gguf": data}
+    return data
+
+
+@pytest.fixture
+def weights(fake: FakeHub, tmp_path: Path) -> int:
+    """The repository becomes two shards of a Llama of 25 M weights; how many bytes these have."""
+    config = {
+        **PUBLISHED["llama-3.2-1b"][0],
+        "num_hidden_layers": 1,
+        "vocab_size": 4096,
+        "intermediate_size": 1024,
+    }
+    spec = spec_of(config)
+    names = family_of(spec).names(spec)
+    tensors = [(f"model.{names[t.name].hf}", t.shape) for t in spec.tensors()]
+    files: dict[str, bytes] = {"config.json": json.dumps(config).encode(), "tokenizer.json": b"{}"}
+    index: dict[str, str] = {}
+    for number, part in enumerate((tensors[:3], tensors[3:]), 1):
+        shard = f"model-{number:05}-of-00002.safetensors"
+        safetensors.write(
+            tmp_path / shard,
+            layout={name: ("BF16", shape) for name, shape in part},
+            tensors=((name, np.zeros(shape, np.uint16)) for name, shape in part),
+        )
+        files[shard] = (tmp_path / shard).read_bytes()
+        index |= dict.fromkeys((name for name, _ in part), shard)
+    fake.files = {**files, safetensors.INDEX: json.dumps({"weight_map": index}).encode()}
+    return 2 * spec.parameters
+
+
+@pytest.mark.parametrize("kind", HUBS)
+def test_an_outline_of_a_gguf_is_its_header(fake: FakeHub, gguf: bytes, kind: hub.HubId) -> None:
+    path = hub.outlined(REPO, hub=kind, patience=QUICK)
+    outline, model = read(path), read(demo_path())
+    assert outline.spec == model.spec
+    assert outline.schemes == model.schemes
+    assert outline.has_text
+    assert path.stat().st_size == len(gguf)
+    assert fake.served <= 4 * GGUFFile(demo_path()).header_bytes + headers.FIRST
+    assert path.stat().st_blocks * 512 < 2_000_000
+    asked = len(fake.transfers())
+    assert hub.outlined(REPO, hub=kind, patience=QUICK) == path
+    assert len(fake.transfers()) == asked
+
+
+def test_an_outline_of_shards_is_their_headers(fake: FakeHub, weights: int) -> None:
+    path = hub.outlined(REPO, patience=QUICK)
+    outline = read(path)
+    assert sum(outline.schemes[t.name].bytes(t.shape) for t in outline.spec.tensors()) == weights
+    assert outline.has_text
+    assert weights > 50_000_000 > 50 * fake.served
+    assert not any(asked.path.endswith("tokenizer.json") for asked in fake.transfers())
+
+
+def test_a_plan_of_a_name_fetches_headers_only(fake: FakeHub, weights: int) -> None:
+    model = model_of(REPO)
+    assert model.name == REPO
+    assert not model.quantized
+    plan, others = solve(model, card("rtx-3060"), Goal())
+    assert plan.fits and len(others) > 1
+    assert fake.served < 1_000_000
+
+
+def test_divisors_of_a_gguf_are_in_its_outline(fake: FakeHub, tmp_path: Path) -> None:
+    spec = spec_of({**PUBLISHED["llama-3.2-1b"][0], "num_hidden_layers": 1, "vocab_size": 256})
+    assert spec.layers[0].attention.rope.divisors is not None
+    model = RandomModel(spec, recipe_of("q4_0"), seed=0, assets=None)
+    write_gguf(model, tmp_path / "x.gguf")
+    fake.files = {"x.gguf": (tmp_path / "x.gguf").read_bytes()}
+    outline = read(hub.outlined(REPO, patience=QUICK))
+    assert outline.spec == spec
+    assert not outline.has_text
+
+
+def test_what_was_pulled_is_its_own_outline(fake: FakeHub, gguf: bytes) -> None:
+    path = pull()
+    fake.requests.clear()
+    assert hub.outlined(REPO, patience=QUICK) == path
+    assert not fake.transfers()
+
+
+def test_an_outline_needs_a_hub_that_serves_parts(fake: FakeHub, gguf: bytes) -> None:
+    fake.ranges = False
+    fake.files["model-q4_0.gguf"] = gguf[:8_000_000]
+    with pytest.raises(NetworkError, match="serves no part") as caught:
+        hub.outlined(REPO, patience=QUICK)
+    assert "pull" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.gguf", b"GGUF" + bytes(100), "big-endian"),
+        ("a.gguf", b"", "GGUF|empty|header"),
+        ("a.gguf", b"PK" * 400_000, "not a GGUF"),
+        ("model.safetensors", b"\xff" * 400_000, "claims"),
+        ("model.safetensors", b"123", "no safetensors"),
+    ],
+)
+def test_a_wrong_header_is_an_error(fake: FakeHub, name: str, data: bytes, expected: str) -> None:
+    fake.files = {name: data}
+    with pytest.raises(HalfbyteError, match=expected):
+        read(hub.outlined(REPO, patience=QUICK))

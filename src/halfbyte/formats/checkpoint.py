@@ -30,7 +30,6 @@ from halfbyte.formats import gguf_writer, safetensors
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.finite import check_finite
 from halfbyte.formats.gguf_parts import ROPE_FREQS, GGUFModel, part_paths
-from halfbyte.formats.packed import decoded, unpacked
 from halfbyte.formats.paired import to_halves, to_pairs
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import is_drafter_file
@@ -61,6 +60,8 @@ FILE_TYPES = {
     "iq4_xs": 30,
     "bf16": 32,
 }
+# Where a tokenizer is, in a directory and in a GGUF.
+TOKENIZER, TOKENS = "tokenizer.json", "tokenizer.ggml.tokens"
 FROZEN = 1e30  # the stored divisor of a pair that does not rotate
 
 
@@ -128,13 +129,15 @@ class Entry:
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The `Source` of files on disk. `unused` are the stored names a text model has no use for;
-    `decoded`: which matrices are f32 here though they are quantized, and why."""
+    `decoded`: which matrices are f32 here though they are quantized, and why; `has_text`: there is
+    a tokenizer, which is read when it is first asked for."""
 
     path: Path
     spec: ModelSpec
     entries: Mapping[str, Entry]
     unused: tuple[str, ...]
     load_assets: Callable[[], TextAssets | None]
+    has_text: bool
     decoded: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -205,6 +208,9 @@ def read(path: Path) -> Checkpoint:
 def _read_directory(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
     spec = spec_of(config)
+    # Brings four packages' formats, which most checkpoints do without.
+    from halfbyte.formats.packed import decoded, unpacked
+
     files = unpacked(config, safetensors.open_directory(path))
     family = family_of(spec)
     names = family.names(spec)
@@ -224,6 +230,7 @@ def _read_directory(path: Path) -> Checkpoint:
         entries=entries,
         unused=tuple(sorted(unused)),
         load_assets=lambda: assets_from_directory(path, num_rows=spec.vocab),
+        has_text=(path / TOKENIZER).is_file(),
         decoded=decoded(files, located),
     )
 
@@ -248,6 +255,7 @@ def _read_gguf(path: Path) -> Checkpoint:
         entries=entries,
         unused=tuple(sorted(unused)),
         load_assets=lambda: assets_from_metadata(model.metadata),
+        has_text=TOKENS in model.metadata,
     )
 
 

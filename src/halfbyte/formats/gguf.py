@@ -18,6 +18,7 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,12 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._map = MappedFile(path)
-        cursor = _Cursor(self._map)
-        num_tensors, num_keys = _counts(cursor)
-        self.metadata = _metadata(cursor, num_keys)
+        header = header_of(self._map.buffer, path)
+        self.metadata, self.header_bytes = header.metadata, header.nbytes
         alignment = _alignment(self.metadata, path)
-        declared = _declared(cursor, num_tensors)
-        self.header_bytes = -(-cursor.position // alignment) * alignment
         self.infos = {
             name: self._placed(name, scheme, shape, offset, alignment)
-            for name, (scheme, shape, offset) in declared.items()
+            for name, (scheme, shape, offset) in header.declared.items()
         }
         self._refuse_overlaps()
 
@@ -134,22 +132,53 @@ class GGUFFile:
         return IntegrityError(what, where=self.path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GGUFHeader:
+    """What stands before the data, which begins at `nbytes`.
+
+    `declared`: name -> scheme, shape, offset in the data, not yet checked against the file's size.
+    """
+
+    metadata: dict[str, Any]
+    declared: dict[str, tuple[Scheme, tuple[int, ...], int]]
+    nbytes: int
+
+
+class CutShortError(IntegrityError):
+    """The header goes on beyond what is there: to byte `needed` at least."""
+
+    def __init__(self, size: int, needed: int, path: Path) -> None:
+        super().__init__(
+            f"the file has {size} bytes and its header needs at least {needed}",
+            where=path,
+            hint="the file is cut short or altered; fetch it again",
+        )
+        self.needed = needed
+
+
+def header_of(buffer: bytes | mmap, path: Path) -> GGUFHeader:
+    """The header at the beginning of `buffer`, of the file `path`."""
+    cursor = _Cursor(buffer, path)
+    num_tensors, num_keys = _counts(cursor)
+    metadata = _metadata(cursor, num_keys)
+    alignment = _alignment(metadata, path)
+    declared = _declared(cursor, num_tensors)
+    nbytes = -(-cursor.position // alignment) * alignment
+    return GGUFHeader(metadata=metadata, declared=declared, nbytes=nbytes)
+
+
 class _Cursor:
     """A position in the header; every read is checked against the end of the file."""
 
-    def __init__(self, mapped: MappedFile) -> None:
-        self.buffer, self.size, self.path = mapped.buffer, mapped.size, mapped.path
+    def __init__(self, buffer: bytes | mmap, path: Path) -> None:
+        self.buffer, self.size, self.path = buffer, len(buffer), path
         self.position = 0
         self.items_left = MOST_ITEMS
 
     def take(self, count: int) -> bytes:
         start = self.position
         if count > self.size - start:
-            raise IntegrityError(
-                f"the file has {self.size} bytes and its header needs at least {start + count}",
-                where=self.path,
-                hint="the file is cut short or altered; fetch it again",
-            )
+            raise CutShortError(self.size, start + count, self.path)
         self.position = start + count
         return self.buffer[start : start + count]
 
@@ -178,11 +207,15 @@ class _Cursor:
             for _ in range(count):
                 start = position + 8
                 position = start + length_at(buffer, position)[0]
-                if position > size or position - start > LONGEST_STRING:
+                if position - start > LONGEST_STRING:
                     raise self.wrong(f"a string of {position - start} bytes in an array")
+                if position > size:
+                    raise CutShortError(size, position, self.path)
                 items.append(buffer[start:position].decode())
-        except (struct.error, UnicodeDecodeError) as error:
-            raise self.wrong(f"an array of strings is cut short or not UTF-8: {error}") from error
+        except struct.error as error:
+            raise CutShortError(size, position + 8, self.path) from error
+        except UnicodeDecodeError as error:
+            raise self.wrong(f"an array of strings is not UTF-8: {error}") from error
         self.position = position
         return items
 

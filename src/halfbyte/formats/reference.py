@@ -31,6 +31,15 @@ def locate(reference: str, progress: Progress | None = None) -> Path:
     return pull(reference, progress)
 
 
+def locate_outline(reference: str) -> Path:
+    """As `locate`, but of a model on a hub only what says what it is (`hub.outlined`)."""
+    if reference == DEMO or Path(reference).expanduser().exists():
+        return locate(reference)
+    from halfbyte.formats.hub import outlined
+
+    return outlined(reference)
+
+
 def demo_path() -> Path:
     """The small model that comes with the package."""
     path = Path(__file__).parents[1] / "demo" / "model.gguf"

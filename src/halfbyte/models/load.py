@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.formats.checkpoint import Source
-from halfbyte.formats.lora import Adapter
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Array, Experts, Linear, LowRank, OpSet
 from halfbyte.kernels.cpu import CPUOps
@@ -29,6 +29,9 @@ from halfbyte.models.decoder import (
 from halfbyte.models.drafter import DraftModel
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme, lossless_target, paired_layers
+
+if TYPE_CHECKING:
+    from halfbyte.formats.lora import Adapter
 
 Updates = Mapping[str, tuple[LowRank | None, ...]]
 """Name of a weight -> what each adapter adds to it; weights that none changes are left out."""

@@ -9,7 +9,7 @@ from halfbyte.errors import DoesNotFitError, HalfbyteError
 from halfbyte.families import spec_of
 from halfbyte.formats.checkpoint import Source, read
 from halfbyte.formats.documents import read_json
-from halfbyte.formats.reference import locate
+from halfbyte.formats.reference import locate_outline
 from halfbyte.planner.solve import USUAL_CONTEXT, Goal, Model, solve
 from halfbyte.specs import SCHEMES, Machine, Plan
 
@@ -26,7 +26,8 @@ def model_of(reference: str) -> Model:
     config = path / CONFIG if path.is_dir() else path
     if config.name == CONFIG and config.is_file() and not any(config.parent.glob("*.safetensors")):
         return _of_config(reference, config)
-    return described(reference, read(locate(reference)))
+    checkpoint = read(locate_outline(reference))
+    return described(reference, checkpoint, tokenizer=checkpoint.has_text)
 
 
 def _of_config(name: str, config: Path) -> Model:
@@ -39,7 +40,7 @@ def _of_config(name: str, config: Path) -> Model:
     return Model(name=name, spec=spec, schemes=schemes, quantized=False)
 
 
-def described(name: str, source: Source) -> Model:
+def described(name: str, source: Source, *, tokenizer: bool) -> Model:
     """A source as the planner sees it."""
     quantized = any(scheme.name not in PLAIN for scheme in source.schemes.values())
     return Model(
@@ -47,7 +48,7 @@ def described(name: str, source: Source) -> Model:
         spec=source.spec,
         schemes=source.schemes,
         quantized=quantized,
-        tokenizer=source.assets is not None,
+        tokenizer=tokenizer,
     )
 
 
@@ -57,7 +58,7 @@ def plan_of_source(name: str, source: Source, machine: Machine, goal: Goal) -> P
 
     Raises `DoesNotFitError` for a context that was asked for.
     """
-    model = replace(described(name, source), quantized=True)
+    model = replace(described(name, source, tokenizer=source.assets is not None), quantized=True)
     usual = replace(goal, context=goal.context or min(model.spec.context, USUAL_CONTEXT))
     try:
         return solve(model, machine, usual)[0]

@@ -131,6 +131,26 @@ class Client:
                     part.write_bytes(b"")
                 self._pause(trouble, failures, self._patience.attempts, repo)
 
+    def part(self, url: str, start: int, stop: int, *, repo: str) -> bytes:
+        """Bytes `[start, stop)` of a file; fewer where it ends before. Nothing else is sent."""
+        failures = 0
+        while start < stop:
+            try:
+                return self._part(url, start, stop)
+            except Trouble as trouble:
+                failures += 1
+                self._pause(trouble, failures, self._patience.asks, repo)
+        return b""
+
+    def _part(self, url: str, start: int, stop: int) -> bytes:
+        with self._open(url, start, stop) as response:
+            if _start(response, start) != start:
+                raise Trouble("serves no part of a file", status=response.status)
+            try:
+                return response.read(stop - start)
+            except (OSError, HTTPException) as error:
+                raise Trouble(_said(error)) from error
+
     def _read(self, url: str) -> bytes:
         with self._open(url) as response:
             try:
@@ -152,10 +172,13 @@ class Client:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def _open(self, url: str, start: int = 0) -> AbstractContextManager[HTTPResponse]:
+    def _open(
+        self, url: str, start: int = 0, stop: int | None = None
+    ) -> AbstractContextManager[HTTPResponse]:
         request = Request(url, headers={"User-Agent": f"halfbyte/{__version__}"})
-        if start:
-            request.add_header("Range", f"bytes={start}-")
+        if start or stop is not None:
+            last = "" if stop is None else stop - 1
+            request.add_header("Range", f"bytes={start}-{last}")
         _identify(request, self.site)
         try:
             answer = self._opener.open(request, timeout=self._patience.timeout_s)
@@ -263,6 +286,7 @@ def _explained(trouble: Trouble, site: Site, repo: str) -> HalfbyteError:
             "the token has no access to this model (403)",
             f"accept the model's licence at {page}, with the account of {token}",
         ),
+        200: (f"{site.title} {trouble.what}", "pull the model, and name it again"),
         404: (
             f"no such model, revision or file on {site.title} (404)",
             f"check the name: org/name, or org/name@revision; it would be at {page}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from halfbyte.formats.atomic import require_space, write_errors
 from halfbyte.formats.hub import huggingface, modelscope
 from halfbyte.formats.hub.cache import RepoCache, check
 from halfbyte.formats.hub.client import Client, Patience, Site
+from halfbyte.formats.hub.headers import WHOLE, outline, outline_folder
 from halfbyte.formats.hub.listing import Listing, RemoteFile
 from halfbyte.formats.hub.names import HubName, parse_name, pick
 from halfbyte.formats.progress import Progress
@@ -73,6 +75,33 @@ def pull(
     if revision != listing.commit:
         store.remember(revision, listing.commit)
     return _result(store.snapshot(listing.commit), [file.name for file in chosen])
+
+
+def outlined(name: str, *, hub: HubId = "huggingface", patience: Patience = PATIENCE) -> Path:
+    """A path for `read` that holds no weights (see `headers.py`); the model itself if it is here.
+
+    Raises as `pull` does.
+    """
+    asked, kind = parse_name(name), HUBS[hub]
+    store = RepoCache(root=kind.cache(), repo=asked.repo)
+    if env.hub_offline():
+        return _cached(store, asked, asked.revision or kind.branch)
+    client = Client(kind.site(), patience)
+    listing = kind.listing(client, asked.repo, asked.revision or kind.branch)
+    chosen = _chosen(listing, asked)
+    names = [file.name for file in chosen]
+    if all(store.has(listing.commit, file) for file in chosen):
+        return _result(store.snapshot(listing.commit), names)
+    folder = outline_folder(asked.repo, listing.commit)
+    whole = [file for file in chosen if file.name in WHOLE]
+    _fetch_all(client, store, listing.commit, whole, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in chosen:
+        if file in whole:
+            shutil.copyfile(store.snapshot(listing.commit) / file.name, folder / file.name)
+        else:
+            outline(client, asked.repo, file, folder)
+    return _result(folder, names)
 
 
 def verify_hub(
