@@ -14,12 +14,12 @@ from torch import Tensor
 
 from halfbyte.errors import IntegrityError
 from halfbyte.evals.diagnose import diagnose, differences
-from halfbyte.evals.differences import spec_differences
 from halfbyte.evals.gate import default_gate, misses
 from halfbyte.evals.positions import profile
 from halfbyte.evals.weights import weight_faults
 from halfbyte.formats.checkpoint import Source
 from halfbyte.kernels.reference import ReferenceOps
+from halfbyte.specs.differences import spec_differences
 from halfbyte.text.assets import TextAssets, assets_from_directory
 from halfbyte.text.chat import Chat
 from halfbyte.text.tokenizer import Tokenizer

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from halfbyte.evals.differences import spec_differences, text_differences
+from halfbyte.evals.differences import text_differences
 from halfbyte.evals.fidelity import Fidelity
 from halfbyte.evals.positions import Profile
 from halfbyte.evals.weights import weight_faults
 from halfbyte.formats.checkpoint import Source
+from halfbyte.specs.differences import spec_differences
 
 RISES = 2.0  # times: rounding alone is nearly the same at every position
 

@@ -12,10 +12,11 @@ scale: its rule (head dim, but hidden / heads for the 27B, which it knows by its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
-from halfbyte.families.family import Family, Header
+from halfbyte.families.family import Family, Header, with_ropes
 from halfbyte.families.fields import Fields, layer_types
 from halfbyte.families.multiplier import embed_scale_of
 from halfbyte.families.names import BOTH_NORMS, COMMON, Name, expand
@@ -25,6 +26,8 @@ from halfbyte.specs import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, RopeSpe
 PATTERN = 6
 LAYERS_OF_27B = 62
 GLOBAL_THETA, LOCAL_THETA = 1000000.0, 10000.0
+# The sizes with the long context divide the global angles, those with the short one do not.
+GLOBAL_FACTORS = {131072: 8.0, 32768: None}
 
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
@@ -265,6 +268,21 @@ def _layer(
     )
 
 
+def published(spec: ModelSpec) -> ModelSpec:
+    """Base 1e4 and no scaling on sliding layers, 1e6 on the others, divided by 8 in 4B and up."""
+
+    def rope(attention: AttentionSpec) -> RopeSpec:
+        if attention.window is not None:
+            return RopeSpec(theta=LOCAL_THETA)
+        if spec.context not in GLOBAL_FACTORS:
+            return replace(attention.rope, theta=GLOBAL_THETA)
+        factor = GLOBAL_FACTORS[spec.context]
+        table = {} if factor is None else {"rope_type": "linear", "factor": factor}
+        return rope_of(Fields(table), attention.head_dim, GLOBAL_THETA)
+
+    return with_ropes(spec, rope)
+
+
 def names(spec: ModelSpec) -> dict[str, Name]:
     """The name table of this spec."""
     return expand(spec, (*COMMON, *BOTH_NORMS), norm_offset=1.0)
@@ -280,6 +298,7 @@ FAMILY = Family(
     to_metadata=to_metadata,
     to_config=to_config,
     classes={"gemma3_text": "Gemma3ForCausalLM"},
+    published=published,
     names=names,
     ignored=(
         "vision_tower.",

@@ -19,7 +19,7 @@ from math import isinf
 from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
-from halfbyte.families.family import Family, Header
+from halfbyte.families.family import Family, Header, with_ropes
 from halfbyte.families.fields import Fields, layer_types
 from halfbyte.families.multiplier import embed_scale_of
 from halfbyte.families.names import BOTH_NORMS, COMMON, Name, expand, of_layers
@@ -441,6 +441,18 @@ SCALAR = of_layers(("scalar", "layer_scalar", "layer_output_scale.weight"))
 ROWS = (*COMMON, *BOTH_NORMS, *EXPERTS, *PER_LAYER, *SCALAR)
 
 
+def published(spec: ModelSpec) -> ModelSpec:
+    """The ropes that every published size has."""
+    return with_ropes(
+        spec,
+        lambda attention: rope_of(
+            Fields(FULL_ROPE if attention.window is None else SLIDING_ROPE),
+            attention.head_dim,
+            10000.0,
+        ),
+    )
+
+
 def names(spec: ModelSpec) -> dict[str, Name]:
     """The name table of this spec."""
     return expand(spec, ROWS)
@@ -460,6 +472,7 @@ FAMILY = Family(
         "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
     },
     names=names,
+    published=published,
     ignored=(
         "model.vision_tower.",
         "model.vision_embedder.",

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
-from halfbyte.families.family import Family, Header
+from halfbyte.families.family import Family, Header, with_ropes
 from halfbyte.families.fields import Fields, layer_types
 from halfbyte.families.names import COMMON, Name, expand
 from halfbyte.families.rope import rope_of, rope_parameters, stored_rope
 from halfbyte.specs import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, RopeSpec
 
 QWEN = ("qwen2", "qwen3")
+LLAMA3_THETA, LLAMA3_CONTEXT = 500000.0, 8192
 PAIRED = frozenset({".attn.q.weight", ".attn.k.weight", ".attn.q.bias", ".attn.k.bias"})
 
 
@@ -199,6 +200,25 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
     return config
 
 
+def published(spec: ModelSpec) -> ModelSpec:
+    """Llama 3.1 and later have the base of Llama 3 and a scaling that reaches beyond its context;
+    without it (files made by old converters) they are right for 8192 positions only."""
+    plain = RopeSpec(theta=LLAMA3_THETA)
+    scaled = spec.layers[0].attention.rope != plain
+    if spec.architecture != "llama" or spec.windows or scaled or spec.context <= LLAMA3_CONTEXT:
+        return spec
+    table: dict[str, Any] = {
+        "rope_type": "llama3",
+        "factor": 32.0 if spec.tied_head else 8.0,  # 1B and 3B, and larger ones
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": LLAMA3_CONTEXT,
+    }
+    return with_ropes(
+        spec, lambda attention: rope_of(Fields(table), attention.head_dim, LLAMA3_THETA)
+    )
+
+
 def names(spec: ModelSpec) -> dict[str, Name]:
     """The name table of this spec."""
     return expand(spec, ROWS, paired=PAIRED if spec.architecture == "llama" else frozenset())
@@ -229,5 +249,6 @@ FAMILY = Family(
         "qwen3": "Qwen3ForCausalLM",
     },
     names=names,
+    published=published,
     ignored=("rotary_emb.inv_freq",),
 )
