@@ -8,9 +8,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from halfbyte.llm import LLM
+    from halfbyte.planner.monitor import Monitor
     from halfbyte.specs import LoadOptions
 
-__all__ = ["LLM", "LoadOptions", "__version__"]
+__all__ = ["LLM", "LoadOptions", "Monitor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from halfbyte.llm import LLM
 
         return LLM
+    if name == "Monitor":
+        from halfbyte.planner.monitor import Monitor
+
+        return Monitor
     if name == "LoadOptions":
         from halfbyte.specs import LoadOptions
 

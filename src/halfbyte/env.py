@@ -60,6 +60,14 @@ def modelscope_token() -> str | None:
     return os.environ.get("MODELSCOPE_API_TOKEN", "").strip() or None
 
 
+def secrets() -> Iterator[str]:
+    """Every token that the variables above and the token file hold, for whoever must hide them."""
+    file = hub_token_file()
+    stored = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    found = (hub_token(), modelscope_token(), stored.strip())
+    yield from (token for token in found if token)
+
+
 def thread_count() -> int | None:
     """HALFBYTE_THREADS: compute threads (default: the processors this process may use)."""
     text = os.environ.get("HALFBYTE_THREADS", "")
@@ -73,17 +81,17 @@ def processor_count(root: Path = Path("/")) -> int:
     others waiting. `root` is where /proc and /sys are.
     """
     allowed = len(os.sched_getaffinity(0))
-    return max(1, int(min([allowed, *map(_quota, _control_groups(root))])))
+    return max(1, int(min([allowed, *map(_quota, control_groups("cpu", root))])))
 
 
-def _control_groups(root: Path) -> Iterator[Path]:
-    """The folders that may limit the processors: this process's groups, and those around them."""
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """The folders that may limit something: this process's groups, and those around them."""
     table = root / "proc/self/cgroup"
     for line in table.read_text().splitlines() if table.exists() else ():
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        top = root / "sys/fs/cgroup" / (controller if controllers else "")
         group = top / path.lstrip("/")
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
 
@@ -94,6 +102,11 @@ def _quota(group: Path) -> float:
     numbers = " ".join(file.read_text() for file in files if file.exists()).split()
     limited = len(numbers) == 2 and numbers[0].isdigit()
     return int(numbers[0]) / int(numbers[1]) if limited else math.inf
+
+
+def library_path() -> tuple[Path, ...]:
+    """LD_LIBRARY_PATH: where libraries are looked for first (default: nowhere)."""
+    return tuple(Path(it) for it in os.environ.get("LD_LIBRARY_PATH", "").split(":") if it)
 
 
 def no_color() -> bool:

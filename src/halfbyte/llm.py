@@ -28,8 +28,10 @@ from halfbyte.kernels.choice import choose, usable
 from halfbyte.kernels.contract import OpSet
 from halfbyte.kernels.cpu import CPUOps
 from halfbyte.models.load import load, load_drafter
+from halfbyte.planner.monitor import sample
 from halfbyte.planner.opening import plan_of_source
-from halfbyte.planner.probe import peak_bytes, resident_bytes, this_machine
+from halfbyte.planner.probe import resident_bytes, this_machine
+from halfbyte.planner.running import announce
 from halfbyte.planner.solve import USUAL_CONTEXT, Goal
 from halfbyte.quantizer.opening import open_drafter, open_source
 from halfbyte.specs import AUTO, LoadOptions, ModelSpec, Plan, Request, SamplingParams
@@ -45,7 +47,7 @@ FALLBACK = {"temperature": 0.8, "top_p": 0.95}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Bytes: of packed weights, of adapters, of the drafter, of the cache, what the plan counts in
-    all, and the most this process grew to."""
+    all, the most this process grew to, and what it holds on cards now."""
 
     weights_bytes: int
     adapters_bytes: int
@@ -53,6 +55,7 @@ class Memory:
     kv_bytes: int
     planned_bytes: int
     peak_bytes: int
+    card_bytes: int = 0
 
 
 class LLM:
@@ -91,6 +94,12 @@ class LLM:
         drafting = self._drafting(source, options, progress)
         self._drafter_bytes = ops.packed_bytes - body_bytes
         self.engine = Engine(self.decoder, context=self.context, kv=options.kv, drafting=drafting)
+        announce(
+            self,
+            model,
+            planned_bytes=self._planned_bytes,
+            before_bytes=self._resident_before,
+        )
 
     def _planned(self, model: str, source: Source, ops: OpSet, options: LoadOptions) -> Plan:
         kind = "cuda" if usable(options.device).startswith("cuda") else "cpu"
@@ -111,14 +120,20 @@ class LLM:
     @property
     def memory(self) -> Memory:
         adapters_bytes, drafter_bytes = self.decoder.adapter_bytes, self._drafter_bytes
+        now = sample()
         return Memory(
             weights_bytes=self.decoder.ops.packed_bytes - adapters_bytes - drafter_bytes,
             adapters_bytes=adapters_bytes,
             drafter_bytes=drafter_bytes,
             kv_bytes=self.engine.cache_bytes,
-            planned_bytes=self.plan.own_bytes + adapters_bytes + drafter_bytes,
-            peak_bytes=max(0, peak_bytes() - self._resident_before),
+            planned_bytes=self._planned_bytes,
+            peak_bytes=max(0, now.peak_bytes - self._resident_before),
+            card_bytes=now.card_bytes or 0,
         )
+
+    @property
+    def _planned_bytes(self) -> int:
+        return self.plan.own_bytes + self.decoder.adapter_bytes + self._drafter_bytes
 
     def chat_ids(
         self,

@@ -21,6 +21,8 @@ from halfbyte.errors import HalfbyteError, OutOfMemoryError
 VERBS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "What a model takes, what fits, and what to type next."),
     "fill": ("fill", "Prove a plan: fill the context and measure."),
+    "doctor": ("doctor", "What is wrong with this machine or a model, and what to do."),
+    "top": ("top", "Live memory of what runs, beside its plan."),
     "inspect": ("inspect", "What a model is: spec, tensors, schemes, template, stop ids."),
     "run": ("run", "Generate text: one shot, from stdin, or a chat."),
     "quantize": ("quantize", "Make a smaller model on the grid that ships."),
@@ -69,7 +71,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        cli.main(args=arguments, prog_name="halfbyte", standalone_mode=False)
+        code = cli.main(args=arguments, prog_name="halfbyte", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(_interrupted())
     except KeyboardInterrupt:
@@ -86,7 +88,7 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         sys.exit(_report(error, debug=debug))
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)  # what a verb gave to its context's `exit`
 
 
 def _interrupted() -> int:

@@ -255,12 +255,13 @@ def summary(llm: LLM, reply: Reply) -> str:
     decode = _rate(done.decode_tokens, done.decode_s) or 0.0
     drafter = f", drafter {gib(memory.drafter_bytes)}" if memory.drafter_bytes else ""
     adapters = f", adapters {gib(memory.adapters_bytes)}" if memory.adapters_bytes else ""
+    cards = f", on cards {gib(memory.card_bytes)}" if memory.card_bytes else ""
     return (
         f"-- prompt {done.prompt_tokens} tokens, {prefill:.0f} tokens/s"
         f" | answer {len(done.token_ids)} tokens, {decode:.1f} tokens/s ({done.finish_reason})"
         f"{'' if done.draft is None else _drafts(done.draft)}"
         f" | weights {gib(memory.weights_bytes)}{adapters}{drafter}, cache {gib(memory.kv_bytes)},"
-        f" peak {gib(memory.peak_bytes)} | {llm.decoder.ops.name} ops"
+        f" peak {gib(memory.peak_bytes)}{cards} | {llm.decoder.ops.name} ops"
     )
 
 

@@ -1,13 +1,12 @@
-"""The only file that asks the machine what it is doing."""
+"""What this machine has for a model, and what this process takes of it."""
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
 from pathlib import Path
 
-from halfbyte import env
+from halfbyte.planner import probe_system
 from halfbyte.specs import DeviceKind, Machine
 
 
@@ -36,40 +35,15 @@ def this_machine(kind: DeviceKind = "cpu") -> Machine:
     """The machine as it is now. Its bandwidth is asked for apart: measuring takes a moment."""
     if kind == "cuda":
         return _card()
-    total, available = _memory()
-    limit = _container_limit()
-    total, available = min(total, limit), min(available, limit)
+    memory, found = probe_system.memory(), probe_system.processor()
+    total = memory.total if memory.limit is None else min(memory.total, memory.limit)
     return Machine(
-        name=processor_name(),
+        name=found.name,
         kind="cpu",
         memory_bytes=total,
-        used_bytes=total - available,
-        processors=env.processor_count(),
+        used_bytes=max(0, total - memory.available),
+        processors=found.usable,
     )
-
-
-def processor_name() -> str:
-    """As the processor calls itself."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _memory() -> tuple[int, int]:
-    """All memory, and what processes may still take without swapping."""
-    fields = {
-        line.split(":")[0]: int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
-    }
-    return fields["MemTotal"], fields["MemAvailable"]
-
-
-def _container_limit() -> int:
-    """The memory limit of the container, a huge number where there is none."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return 2**62 if text == "max" else int(text)
 
 
 def _card() -> Machine:

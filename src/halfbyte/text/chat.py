@@ -75,8 +75,8 @@ class Chat:
         return frozenset(token_id for token_id in found if isinstance(token_id, int))
 
     @cached_property
-    def closing_id(self) -> int | None:
-        """The special token that the template puts after an answer; None if it puts none."""
+    def closing(self) -> str:
+        """What the template puts after an answer; "" for nothing, or for one that does not say."""
         messages = [
             {"role": "user", "content": _PROBE},
             {"role": "assistant", "content": _PROBE},
@@ -84,10 +84,24 @@ class Chat:
         try:
             prompt = self._prompt(messages, add_generation_prompt=False)
         except HalfbyteError:
-            return None
-        tail = prompt.rpartition(_PROBE)[2].lstrip()
-        first = self._tokenizer.encode(tail, special=True)[:1]
+            return ""
+        return prompt.rpartition(_PROBE)[2].strip()
+
+    @cached_property
+    def closing_id(self) -> int | None:
+        """The special token that the template puts after an answer; None if it puts none."""
+        first = self._tokenizer.encode(self.closing, special=True)[:1]
         return first[0] if first and self._tokenizer.is_special(first[0]) else None
+
+    @cached_property
+    def writes_bos(self) -> bool | None:
+        """Whether the template itself begins a prompt with BOS; None without one that renders."""
+        try:
+            prompt = self._prompt([{"role": "user", "content": _PROBE}], add_generation_prompt=True)
+        except HalfbyteError:
+            return None
+        first = self._tokenizer.encode(prompt, special=True)[:1]
+        return bool(first) and first[0] == self._assets.bos_id
 
     @cached_property
     def grammar(self) -> Grammar:

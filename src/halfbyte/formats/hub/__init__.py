@@ -8,6 +8,6 @@ answers.
 
 from __future__ import annotations
 
-from halfbyte.formats.hub.pulling import HUBS, HubId, outlined, pull, verify_hub
+from halfbyte.formats.hub.pulling import HUBS, HubId, cached, outlined, pull, verify_hub
 
-__all__ = ["HUBS", "HubId", "outlined", "pull", "verify_hub"]
+__all__ = ["HUBS", "HubId", "cached", "outlined", "pull", "verify_hub"]

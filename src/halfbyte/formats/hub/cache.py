@@ -22,7 +22,7 @@ from pathlib import Path
 
 from halfbyte.errors import IntegrityError
 from halfbyte.formats.atomic import atomic_file
-from halfbyte.formats.hub.listing import Kind, RemoteFile, is_wanted
+from halfbyte.formats.hub.listing import HEX_DIGITS, Kind, RemoteFile, is_wanted
 
 CHUNK = 1 << 22
 
@@ -118,6 +118,21 @@ def check(path: Path, file: RemoteFile, *, remove: bool = False) -> None:
         if remove
         else f"remove {path.resolve()} and pull again",
     )
+
+
+def check_blob(path: Path) -> bool:
+    """Hash a file of a snapshot against the name of its blob; False where it is no such file.
+
+    The name is what the hub said when it was fetched, so this needs no network. Raises
+    `IntegrityError`.
+    """
+    blob = path.resolve()
+    kinds: list[Kind] = [kind for kind, digits in HEX_DIGITS.items() if digits == len(blob.name)]
+    if blob == path.absolute() or blob.parent.name != "blobs" or not kinds:
+        return False
+    size = blob.stat().st_size
+    check(path, RemoteFile(name=path.name, size=size, digest=blob.name, kind=kinds[0], url=""))
+    return True
 
 
 def _has_size(path: Path, size: int) -> bool:

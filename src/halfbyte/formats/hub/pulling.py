@@ -134,6 +134,14 @@ def verify_hub(
     return len(chosen)
 
 
+def cached(name: str, *, hub: HubId = "huggingface") -> Path | None:
+    """Where a name lies in the cache, None where it does not; no hub is asked."""
+    asked, kind = parse_name(name), HUBS[hub]
+    store = RepoCache(root=kind.cache(), repo=asked.repo)
+    directory, names = store.recall(asked.revision or kind.branch)
+    return _result(directory, pick(names, asked.tag, asked.repo)) if names else None
+
+
 def _chosen(listing: Listing, asked: HubName) -> list[RemoteFile]:
     files = {file.name: file for file in listing.files}
     return [files[name] for name in pick(list(files), asked.tag, asked.repo)]

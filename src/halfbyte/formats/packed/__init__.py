@@ -9,7 +9,7 @@ into, f32 scales) is decoded to f32, exactly; `decoded` tells of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from halfbyte.errors import IntegrityError, UnsupportedError
@@ -26,7 +26,15 @@ PACKINGS: dict[str, Callable[[Fields], Packing]] = {
     "compressed-tensors": compressed_tensors.packing_of,
 }
 
-__all__ = ["decoded", "unpacked"]
+# How the names of parts end that no plain checkpoint has.
+ENDINGS = ("qweight", "SCB", bitsandbytes.STATE, "weight_packed")
+
+__all__ = ["decoded", "packed_parts", "unpacked"]
+
+
+def packed_parts(names: Iterable[str]) -> list[str]:
+    """Those of the stored names that are parts of packed matrices, one for each matrix."""
+    return [name for name in names if name.endswith(tuple(f".{ending}" for ending in ENDINGS))]
 
 
 def unpacked(
