@@ -62,7 +62,7 @@ def test_what_goes_wrong_in_the_thread_is_raised(
 ) -> None:
     monitor = Monitor(interval=0.01, csv=tmp_path / "memory.csv")
 
-    def full(_: object) -> None:
+    def full(*_: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr("halfbyte.planner.monitor.Table.add", full)
