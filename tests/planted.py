@@ -316,6 +316,9 @@ MODEL_FAULTS: dict[str, list[Planted]] = {
             stored={"q8_0": 300, "q6_k": 1},
         ),
     ],
+    "native-model": [
+        _model("warning", "cannot run experts of 100 rows", lacks="experts of 100 rows"),
+    ],
     "rope": [
         _model(
             "warning",

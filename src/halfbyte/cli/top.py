@@ -143,7 +143,7 @@ def _cells(it: Sample) -> list[str]:
         str(it.pid),
         it.name,
         planned,
-        gib(it.measured_bytes),
+        gib(it.measured_bytes) if it.planned_bytes else "-",
         gib(it.resident_bytes),
         gib(it.peak_bytes),
         "?" if it.card_bytes is None else gib(it.card_bytes),

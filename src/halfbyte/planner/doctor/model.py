@@ -72,6 +72,16 @@ def quantization(facts: ModelFacts) -> Iterator[Said]:
         )
 
 
+def native_model(facts: ModelFacts) -> Iterator[Said]:
+    """A model that the native kernels cannot run, so that plain PyTorch computes on a CPU."""
+    if facts.lacks is not None:
+        yield warning(
+            f"the native kernels cannot run {facts.lacks}; the reference op set (plain PyTorch, "
+            "many times slower) runs it on a CPU",
+            "a card (--device cuda)",
+        )
+
+
 def rope(facts: ModelFacts) -> Iterator[Said]:
     """Rope bases (of sliding and of full layers) or a scaling that are not those with which models
     of this family were published."""
@@ -274,6 +284,7 @@ CHECKS: tuple[Check[ModelFacts], ...] = (
     readable,
     hashes,
     quantization,
+    native_model,
     rope,
     context,
     text_assets,

@@ -65,7 +65,8 @@ class ModelFacts:
 
     `stored`: how many matrices are stored in each scheme, by what files say; `packed` how many
     parts of other packages' packed matrices there are, and `packing` the package that the config
-    names. `context` and `draft` are what somebody wants of it, None and 0 where nobody said.
+    names. `lacks`: what it needs that the native kernels do not have. `context` and `draft` are
+    what somebody wants of it, None and 0 where nobody said.
     """
 
     name: str
@@ -83,5 +84,6 @@ class ModelFacts:
     text: Text | None = None
     text_refusal: Refusal | None = None
     drafter: Drafter | None = None
+    lacks: str | None = None
     context: int | None = None
     draft: int = 0

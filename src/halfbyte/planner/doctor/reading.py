@@ -19,6 +19,7 @@ from halfbyte.formats.packed import packed_parts
 from halfbyte.formats.packed.settings import settings_of
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import drafter_beside, is_drafter_file
+from halfbyte.kernels.cpu import CPUOps
 from halfbyte.planner.doctor.model_facts import Drafter, Integrity, ModelFacts, Refusal, Text
 from halfbyte.text.assets import TextAssets
 from halfbyte.text.huggingface import leading_token
@@ -66,6 +67,7 @@ def model_facts(
         text=text.value,
         text_refusal=text.refusal,
         drafter=_drafter(path, source.value),
+        lacks=None if source.value is None else CPUOps.lacks(source.value.spec),
     )
     return Model(facts, source.value)
 
