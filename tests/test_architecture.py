@@ -77,6 +77,9 @@ LIGHT = (
     "halfbyte.cli",
     "halfbyte.cli.inspect",
     "halfbyte.cli.run",
+    "halfbyte.cli.doctor",
+    "halfbyte.planner.doctor.reading",
+    "halfbyte.planner.monitor",
 )
 # Put together here, so that this file does not contain them.
 REGISTRIES = tuple(".".join(parts) for parts in (("pypi", "org"), ("files", "pythonhosted", "org")))
@@ -137,7 +140,7 @@ def test_the_house_was_really_read(house: Tree):
         "README.md",
         *(
             f"docs/{name}.md"
-            for name in ("evaluation", "formats", "gate", "hubs", "troubleshooting")
+            for name in ("doctor", "evaluation", "formats", "gate", "hubs", "troubleshooting")
         ),
     ],
 )
