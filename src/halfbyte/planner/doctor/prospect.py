@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.checkpoint import Checkpoint
 from halfbyte.planner.cards import card
 from halfbyte.planner.doctor import graphics
 from halfbyte.planner.doctor.facts import MachineFacts
@@ -20,10 +20,12 @@ OF_CARDS = frozenset(map(name_of, graphics.CHECKS))
 
 
 def prospect(
-    name: str, source: Source, facts: MachineFacts, findings: Iterable[Finding], goal: Goal
+    name: str, source: Checkpoint, facts: MachineFacts, findings: Iterable[Finding], goal: Goal
 ) -> Plan:
     """The best plan of a model on this machine. Raises what `solve` raises."""
-    plan, _ = solve(described(name, source), _machine(facts, findings), goal)
+    plan, _ = solve(
+        described(name, source, tokenizer=source.has_text), _machine(facts, findings), goal
+    )
     return plan
 
 
