@@ -210,7 +210,7 @@ MACHINE_FAULTS: dict[str, list[Planted]] = {
     "container": [_memory("note", "the container allows 8.0 GiB of 32.0", limit=8 * GIB)],
     "disks": [
         _disk("fault", "is full: 0.1 GiB", free=GIB // 10),
-        _disk("fault", "cannot be written", writable=False),
+        _disk("warning", "cannot be written", writable=False),
         _disk("warning", "has 2.0 GiB free", free=2 * GIB),
         _disk("warning", "lies on 9p", filesystem="9p"),
     ],

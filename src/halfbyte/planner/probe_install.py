@@ -20,6 +20,7 @@ from pathlib import Path
 
 from halfbyte import env
 from halfbyte.planner.doctor.facts import Native, Torch
+from halfbyte.planner.doctor.installation import NEEDS
 from halfbyte.planner.probe_system import read_text
 
 CUDNN = ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
@@ -131,8 +132,6 @@ def native() -> Native:
         return Native(refusal="they were not built")
     except ImportError as error:
         return Native(refusal=f"they do not load ({error})")
-    from halfbyte.planner.doctor.installation import NEEDS
-
     return Native(refusal=None, runs=tuple(name for name in NEEDS if module.supports(name)))
 
 

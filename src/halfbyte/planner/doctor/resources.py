@@ -77,7 +77,9 @@ def disks(facts: MachineFacts) -> Iterator[Said]:
     for disk in facts.disks:
         where = f"{disk.role} ({disk.path})"
         if not disk.writable:
-            yield fault(f"{where} cannot be written", _elsewhere(disk.role))
+            yield warning(
+                f"{where} cannot be written: nothing new is kept there", _elsewhere(disk.role)
+            )
         elif disk.free < NO_DISK:
             yield fault(f"{where} is full: {_gib(disk.free)} are free", _elsewhere(disk.role))
         elif disk.free < LITTLE_DISK:
