@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -276,16 +277,15 @@ def test_a_broken_installation_is_examined(tmp_path: Path) -> None:
     assert "the reference op set" in done.stdout and "expected: demo" in done.stdout, done.stderr
 
 
-def test_top_sets_the_plan_beside_what_is_taken(
-    halfbyte: Halfbyte, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_top_sets_the_plan_beside_what_is_taken(halfbyte: Halfbyte, tmp_path: Path) -> None:
     from halfbyte.llm import LLM
 
     nothing = halfbyte("top", "--count", 1)
     assert nothing.code == 0 and ("no model is loaded" in nothing.out or "pid" in nothing.out)
     llm = LLM("demo")
     csv = tmp_path / "memory.csv"
-    outcome = halfbyte("top", "--count", 2, "--interval", "0.05", "--csv", csv)
+    ours = ("--pid", os.getpid())
+    outcome = halfbyte("top", *ours, "--count", 2, "--interval", "0.05", "--csv", csv)
     assert "model demo" in outcome.out and "planned" in outcome.out
     lines = csv.read_text().splitlines()
     assert lines[0].startswith("time,pid,name,planned_bytes") and len(lines) == 3
