@@ -40,11 +40,17 @@ struct LowRank {
     float scale;
 };
 
-// Activations [rows, cols] as int8 per BLOCK with an f32 scale that is an f16 number.
+// BLOCK activations as int8, their scale (an f16 number), and -8 times the sum of all of them and of
+// the last 16. What belongs together lies together: a kernel needs one pointer for each row.
+struct RoundedBlock {
+    int8_t values[BLOCK];
+    float scale;
+    int32_t minus8, minus8_of_last;
+};
+
+// Activations [rows, cols / BLOCK].
 struct Rounded {
-    int8_t* values;   // [rows, cols]
-    float* scales;    // [rows, cols / 32]
-    int32_t* minus8;  // [rows, cols / 16]: -8 times the sum of 16 values
+    RoundedBlock* blocks;
     int cols;
 };
 

@@ -8,7 +8,8 @@
 namespace HB_ISA {
 
 using hb::Activation, hb::Attention, hb::BLOCK, hb::GROUP, hb::KEY_TILE, hb::KV, hb::QUERIES,
-    hb::Rounded, hb::Scheme, hb::Span, hb::SUPER, hb::TILE_ROWS, hb::Turns, hb::Weight;
+    hb::Rounded, hb::RoundedBlock, hb::Scheme, hb::Span, hb::SUPER, hb::TILE_ROWS, hb::Turns,
+    hb::Weight;
 
 // ---- activations -----------------------------------------------------------------------------
 
@@ -29,15 +30,13 @@ inline float round_block(const float* x, int8_t* q, I16& first, I16& second) {
 }
 
 void round_rows(const float* x, int rows, const Rounded& out, int row) {
-    const int blocks = out.cols / BLOCK;
-    for (int r = row; r < row + rows; ++r) {
-        for (int b = 0; b < blocks; ++b) {
-            const size_t at = static_cast<size_t>(r) * blocks + b;
-            I16 first, second;
-            out.scales[at] = round_block(x + at * BLOCK, out.values + at * BLOCK, first, second);
-            out.minus8[2 * at] = -8 * sum(first);
-            out.minus8[2 * at + 1] = -8 * sum(second);
-        }
+    const size_t blocks = out.cols / BLOCK;
+    for (size_t at = row * blocks; at < (row + rows) * blocks; ++at) {
+        RoundedBlock& block = out.blocks[at];
+        I16 first, second;
+        block.scale = round_block(x + at * BLOCK, block.values, first, second);
+        block.minus8 = -8 * sum(add(first, second));
+        block.minus8_of_last = -8 * sum(second);
     }
 }
 
@@ -53,29 +52,40 @@ template <int M> struct Tile {
 
 struct Input {
     const float* x;
-    const int8_t* values;
-    const float* scales;
-    const int32_t* minus8;
+    const RoundedBlock* q;
     int cols;
+    size_t stride() const { return size_t(cols / BLOCK) * sizeof(RoundedBlock); }
+    const RoundedBlock& block(int row, int b) const { return q[size_t(row) * (cols / BLOCK) + b]; }
 };
 
 inline Input input(const float* x, const Rounded* q, int cols, int row) {
     const size_t r = static_cast<size_t>(row);
-    if (q == nullptr) return {x + r * cols, nullptr, nullptr, nullptr, cols};
-    const size_t blocks = cols / BLOCK;
-    return {nullptr, q->values + r * cols, q->scales + r * blocks, q->minus8 + 2 * r * blocks,
-            cols};
+    if (q == nullptr) return {x + r * cols, nullptr, cols};
+    return {nullptr, q->blocks + r * (cols / BLOCK), cols};
 }
 
-// The integer dot product of one block of activations with 8 vectors of 4 weights per lane; `first`
-// and `second` are what the two halves of the block start from.
-template <bool full>
-inline void dots(I16& first, I16& second, const B64* w, const int8_t* x) {
-    for (int j = 0; j < 4; ++j) {
-        first = full ? dot_full(first, w[j], x + 4 * j) : dot_small(first, w[j], x + 4 * j);
-        second = full ? dot_full(second, w[4 + j], x + 16 + 4 * j)
-                      : dot_small(second, w[4 + j], x + 16 + 4 * j);
+// Calls run.template operator()<R>(m) for rows m .. m + R - 1 that are computed side by side, M in all.
+template <int M, int ABREAST, int FROM = 0, typename Run> inline void abreast(Run run) {
+    if constexpr (FROM < M) {
+        run.template operator()<(M - FROM < ABREAST ? M - FROM : ABREAST)>(FROM);
+        abreast<M, ABREAST, FROM + ABREAST>(run);
     }
+}
+
+// acc[m] += the scaled product of block b of each row with `w`, where MOST is as in `small_dots`; the
+// sums start from `minus8` times 2^SHIFT.
+template <int M, int MOST, int SHIFT>
+inline void add_block(F16* acc, const B64* w, F16 d, const Input& in, int b) {
+    abreast<M, ROWS_ABREAST>([&]<int R>(int m) {
+        const RoundedBlock* x = &in.block(m, b);
+        const size_t stride = in.cols / BLOCK;
+        I16 sums[R];
+        for (int r = 0; r < R; ++r)
+            sums[r] = shift_left<SHIFT>(splat_i(x[r * stride].minus8));
+        dots<MOST, 8, R>(sums, w, x->values, in.stride());
+        for (int r = 0; r < R; ++r)
+            acc[m + r] = fma(to_float(sums[r]), mul(d, splat(x[r * stride].scale)), acc[m + r]);
+    });
 }
 
 // Weights are read once and in order, but the planes of a group are several streams, and at its end
@@ -95,6 +105,7 @@ inline void ahead(const Weight& w, const uint8_t* group, size_t plane, size_t pl
 
 template <int M> void q4_0(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
     const int blocks = w.cols / BLOCK;
+    Tile<M> sums = t;
     const auto* scales = reinterpret_cast<const uint16_t*>(group + size_t(blocks) * 256);
     for (int b = 0; b < blocks; ++b) {
         ahead<256>(w, group, 0, size_t(blocks) * 256, b);
@@ -106,18 +117,15 @@ template <int M> void q4_0(const Weight& w, const uint8_t* group, const Input& i
             v[4 + j] = high_nibbles(raw);
         }
         const F16 d = load_f16(scales + size_t(b) * GROUP);
-        for (int m = 0; m < M; ++m) {
-            const size_t at = size_t(m) * blocks + b;
-            I16 first = splat_i(in.minus8[2 * at]), second = splat_i(in.minus8[2 * at + 1]);
-            dots<false>(first, second, v, in.values + at * BLOCK);
-            t.acc[m] = fma(to_float(add(first, second)), mul(d, splat(in.scales[at])), t.acc[m]);
-        }
+        add_block<M, 15, 0>(sums.acc, v, d, in, b);
     }
+    t = sums;
 }
 
 // Stored as value + 128, so that the integers are unsigned.
 template <int M> void q8_0(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
     const int blocks = w.cols / BLOCK;
+    Tile<M> sums = t;
     const auto* scales = reinterpret_cast<const uint16_t*>(group + size_t(blocks) * 512);
     for (int b = 0; b < blocks; ++b) {
         ahead<512>(w, group, 0, size_t(blocks) * 512, b);
@@ -125,20 +133,16 @@ template <int M> void q8_0(const Weight& w, const uint8_t* group, const Input& i
         B64 v[8];
         for (int j = 0; j < 8; ++j) v[j] = load_bytes(group + size_t(b) * 512 + 64 * j);
         const F16 d = load_f16(scales + size_t(b) * GROUP);
-        for (int m = 0; m < M; ++m) {
-            const size_t at = size_t(m) * blocks + b;
-            I16 first = shift_left<4>(splat_i(in.minus8[2 * at]));
-            I16 second = shift_left<4>(splat_i(in.minus8[2 * at + 1]));
-            dots<true>(first, second, v, in.values + at * BLOCK);
-            t.acc[m] = fma(to_float(add(first, second)), mul(d, splat(in.scales[at])), t.acc[m]);
-        }
+        add_block<M, 255, 4>(sums.acc, v, d, in, b);
     }
+    t = sums;
 }
 
 // Planes: nibbles [block][4][64], mixed by pairs of blocks; scales and minima u8 [block][16];
 // d and dmin f16 [super][16].
 template <int M> void q4_k(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
     const int blocks = w.cols / BLOCK;
+    Tile<M> total = t;
     const uint8_t* scales = group + size_t(blocks) * 256;
     const uint8_t* minima = scales + size_t(blocks) * GROUP;
     const auto* d = reinterpret_cast<const uint16_t*>(minima + size_t(blocks) * GROUP);
@@ -154,22 +158,28 @@ template <int M> void q4_k(const Weight& w, const uint8_t* group, const Input& i
         const size_t super = size_t(b) / 8 * GROUP;
         const F16 scale = mul(load_f16(d + super), load_u8(scales + size_t(b) * GROUP));
         const F16 least = mul(load_f16(dmin + super), load_u8(minima + size_t(b) * GROUP));
-        for (int m = 0; m < M; ++m) {
-            const size_t at = size_t(m) * blocks + b;
-            I16 first = splat_i(0), second = splat_i(0);
-            dots<false>(first, second, v, in.values + at * BLOCK);
-            const float dx = in.scales[at];
-            const float sum8 = float(in.minus8[2 * at] + in.minus8[2 * at + 1]);
-            t.acc[m] = fma(to_float(add(first, second)), mul(scale, splat(dx)), t.acc[m]);
-            t.acc[m] = fma(least, splat(sum8 * 0.125f * dx), t.acc[m]);
-        }
+        abreast<M, ROWS_ABREAST>([&]<int R>(int m) {
+            const RoundedBlock* x = &in.block(m, b);
+            I16 sums[R];
+            for (int r = 0; r < R; ++r) sums[r] = splat_i(0);
+            dots<15, 8, R>(sums, v, x->values, in.stride());
+            for (int r = 0; r < R; ++r) {
+                const RoundedBlock& own = x[size_t(r) * blocks];
+                const float dx = own.scale, sum8 = float(own.minus8);
+                F16& acc = total.acc[m + r];
+                acc = fma(to_float(sums[r]), mul(scale, splat(dx)), acc);
+                acc = fma(least, splat(sum8 * 0.125f * dx), acc);
+            }
+        });
     }
+    t = total;
 }
 
 // Planes: low nibbles [block][4][64] as in Q4_0; high pairs of bits [block][2][64]; scales s8
 // [16 weights][16]; d f16 [super][16]. Values are stored as q + 32.
 template <int M> void q6_k(const Weight& w, const uint8_t* group, const Input& in, Tile<M>& t) {
     const int blocks = w.cols / BLOCK;
+    Tile<M> total = t;
     const uint8_t* high = group + size_t(blocks) * 256;
     const auto* scales = reinterpret_cast<const int8_t*>(high + size_t(blocks) * 128);
     const auto* d = reinterpret_cast<const uint16_t*>(scales + size_t(blocks) * 2 * GROUP);
@@ -196,24 +206,41 @@ template <int M> void q6_k(const Weight& w, const uint8_t* group, const Input& i
         const F16 super = load_f16(d + size_t(b) / 8 * GROUP);
         const F16 scale0 = mul(super, load_i8(scales + size_t(b) * 2 * GROUP));
         const F16 scale1 = mul(super, load_i8(scales + size_t(b) * 2 * GROUP + GROUP));
-        for (int m = 0; m < M; ++m) {
-            const size_t at = size_t(m) * blocks + b;
-            I16 first = shift_left<2>(splat_i(in.minus8[2 * at]));
-            I16 second = shift_left<2>(splat_i(in.minus8[2 * at + 1]));
-            dots<false>(first, second, v, in.values + at * BLOCK);
-            const F16 both = fma(to_float(first), scale0, mul(to_float(second), scale1));
-            t.acc[m] = fma(both, splat(in.scales[at]), t.acc[m]);
-        }
+        abreast<M, ROWS_ABREAST>([&]<int R>(int m) {
+            const RoundedBlock* x = &in.block(m, b);
+            I16 first[R], second[R];
+            for (int r = 0; r < R; ++r) {
+                const RoundedBlock& own = x[size_t(r) * blocks];
+                first[r] = splat_i(4 * (own.minus8 - own.minus8_of_last));
+                second[r] = splat_i(4 * own.minus8_of_last);
+            }
+            dots<63, 4, R>(first, v, x->values, in.stride());
+            dots<63, 4, R>(second, v + 4, x->values + 16, in.stride());
+            for (int r = 0; r < R; ++r) {
+                const F16 both = fma(to_float(first[r]), scale0, mul(to_float(second[r]), scale1));
+                F16& acc = total.acc[m + r];
+                acc = fma(both, splat(x[size_t(r) * blocks].scale), acc);
+            }
+        });
     }
+    t = total;
 }
 
 template <int M, typename Load>
 inline void plain(int cols, size_t size, const uint8_t* group, const Input& in, Tile<M>& t,
                   Load load_lanes) {
-    for (int k = 0; k < cols; ++k) {
-        const F16 v = load_lanes(group + size_t(k) * GROUP * size);
-        for (int m = 0; m < M; ++m)
-            t.acc[m] = fma(v, splat(in.x[size_t(m) * cols + k]), t.acc[m]);
+    for (int from = 0; from < cols; from += SUPER) {
+        const int to = from + SUPER < cols ? from + SUPER : cols;
+        abreast<M, QUERIES_ABREAST>([&]<int R>(int m) {
+            F16 acc[R];
+            for (int r = 0; r < R; ++r) acc[r] = t.acc[m + r];
+            for (int k = from; k < to; ++k) {
+                const F16 v = load_lanes(group + size_t(k) * GROUP * size);
+                for (int r = 0; r < R; ++r)
+                    acc[r] = fma(v, splat(in.x[size_t(m + r) * cols + k]), acc[r]);
+            }
+            for (int r = 0; r < R; ++r) t.acc[m + r] = acc[r];
+        });
     }
 }
 
@@ -506,8 +533,7 @@ float read_bytes(const uint8_t* p, size_t bytes) {
         c = either(c, load_bytes(p + i + 128));
         d = either(d, load_bytes(p + i + 192));
     }
-    return static_cast<float>(sum(dot_full(splat_i(0), either(either(a, b), either(c, d)),
-                                           reinterpret_cast<const int8_t*>(p))));
+    return static_cast<float>(sum(words(either(either(a, b), either(c, d)))));
 }
 
 void gate_by(const float* gate, const float* by, int width, Activation act, float* y) {
@@ -716,7 +742,9 @@ void attend_queries(const KV& kv, const Attention& a, const Span& span, int kv_h
         for (int part = 0; part < KEY_TILE; part += 16) {
             F16 acc[Q];
             if (kv.keys != nullptr)
-                scores_of<T, Q>(kv, kv_head, cell + part, q, acc);
+                abreast<Q, QUERIES_ABREAST>([&]<int R>(int i) {
+                    scores_of<T, R>(kv, kv_head, cell + part, q + i, acc + i);
+                });
             else
                 scores_of_values<T, Q>(kv, kv_head, cell + part, tile + part, turned, acc);
             const I16 places = add(splat_i(tile + part), iota());
@@ -751,17 +779,20 @@ void attend_queries(const KV& kv, const Attention& a, const Span& span, int kv_h
         }
         const int count = newest - tile + 1 < KEY_TILE ? newest - tile + 1 : KEY_TILE;
         over_lanes(dim, [&](int d, int some) {
-            F16 acc[Q];
-            for (int i = 0; i < Q; ++i) acc[i] = load_some(out[i] + d, some);
-            for (int p = 0; p < count; ++p) {
-                F16 value = lanes(values + size_t(p) * padded(kv) + d);
-                if constexpr (sizeof(T) == 1) {
-                    const size_t at = (size_t(kv_head) * kv.cells + cell + p) * (dim / BLOCK);
-                    value = mul(value, splat(kv.value_scales[at + d / BLOCK]));
+            abreast<Q, QUERIES_ABREAST>([&]<int R>(int i) {
+                F16 acc[R];
+                for (int r = 0; r < R; ++r) acc[r] = load_some(out[i + r] + d, some);
+                for (int p = 0; p < count; ++p) {
+                    F16 value = lanes(values + size_t(p) * padded(kv) + d);
+                    if constexpr (sizeof(T) == 1) {
+                        const size_t at = (size_t(kv_head) * kv.cells + cell + p) * (dim / BLOCK);
+                        value = mul(value, splat(kv.value_scales[at + d / BLOCK]));
+                    }
+                    for (int r = 0; r < R; ++r)
+                        acc[r] = fma(value, splat(weights[i + r][p]), acc[r]);
                 }
-                for (int i = 0; i < Q; ++i) acc[i] = fma(value, splat(weights[i][p]), acc[i]);
-            }
-            for (int i = 0; i < Q; ++i) put(out[i] + d, acc[i], some);
+                for (int r = 0; r < R; ++r) put(out[i + r] + d, acc[r], some);
+            });
         });
     }
     for (int i = 0; i < Q; ++i)

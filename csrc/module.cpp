@@ -10,6 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
@@ -56,15 +57,29 @@ bool has_avx_vnni() {
 #endif
 }
 
-bool supports(const std::string& isa) {
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
-    if (isa == "avx512-vnni")
-        return avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (isa == "avx-vnni") return avx2 && has_avx_vnni();
-    return isa == "avx2" && avx2;
+// What an instruction set's kernels need and this processor has not; of an unknown set, its name.
+std::vector<std::string> lacking(const std::string& isa) {
+    std::vector<std::string> names;
+    const auto need = [&](const char* name, bool here) {
+        if (!here) names.emplace_back(name);
+    };
+    need("avx2", __builtin_cpu_supports("avx2"));
+    need("fma", __builtin_cpu_supports("fma"));
+    need("f16c", __builtin_cpu_supports("f16c"));
+    if (isa == "avx512-vnni") {
+        need("avx512vnni", __builtin_cpu_supports("avx512vnni"));
+        need("avx512bw", __builtin_cpu_supports("avx512bw"));
+        need("avx512vl", __builtin_cpu_supports("avx512vl"));
+        need("avx512dq", __builtin_cpu_supports("avx512dq"));
+    } else if (isa == "avx-vnni") {
+        need("avx_vnni", has_avx_vnni());
+    } else if (isa != "avx2") {
+        names = {isa};
+    }
+    return names;
 }
+
+bool supports(const std::string& isa) { return lacking(isa).empty(); }
 
 const Kernels& kernels_of(const std::string& isa) {
     require(supports(isa), "this processor does not have that instruction set");
@@ -119,6 +134,7 @@ public:
             if ((g - first) % ahead == 0)
                 memory_.populate(bytes * size_t(g), bytes * size_t(g + ahead));
             pack_group(weight_, data, g);
+            if (!is_finite(weight_, g)) finite_.store(false, std::memory_order_relaxed);
         });
     }
 
@@ -137,6 +153,7 @@ public:
     const Weight& weight() const { return weight_; }
     const Bytes& memory() const { return memory_; }
     size_t nbytes() const { return weight_.group_bytes * size_t(weight_.groups()); }
+    bool finite() const { return finite_.load(); }
 
 private:
     static constexpr size_t POPULATED = size_t(1) << 18;  // bytes that stay in cache until packed
@@ -150,6 +167,7 @@ private:
     }
     Weight weight_{};
     Bytes memory_;
+    std::atomic<bool> finite_{true};
     Pool& pool_;
 };
 
@@ -533,6 +551,7 @@ private:
 
 NB_MODULE(_cpu, m) {
     m.def("supports", &supports);
+    m.def("lacking", &lacking);
     m.def("read_bandwidth", &read_bandwidth);
     m.def("settle", &settle);
 
@@ -550,6 +569,7 @@ NB_MODULE(_cpu, m) {
              nb::keep_alive<1, 2>())
         .def(nb::init<Pool&, int, int, int>(), nb::keep_alive<1, 2>())
         .def("unpack", &PackedWeight::unpack)
+        .def_prop_ro("finite", &PackedWeight::finite)
         .def_prop_ro("nbytes", &PackedWeight::nbytes);
 
     nb::class_<Vector>(m, "Vector")

@@ -13,7 +13,7 @@ namespace {
 
 size_t row_bytes_of(int width, bool rounded) {
     if (!rounded) return size_t(width) * 4;
-    return size_t(width) + size_t(width / BLOCK) * 4 + size_t(width / 16) * 4;
+    return size_t(width / BLOCK) * sizeof(RoundedBlock);
 }
 
 // How the attention of a span is cut: up to `rows` rows and `heads` of the `group` heads that share a
@@ -369,29 +369,20 @@ void Program::execute(const Step& step, int thread) {
     }
 }
 
-// A buffer's planes follow each other; in each, rows do. Buffers that row ops fill have OWN_ROWS
-// rows for each thread when there are few rows.
-uint8_t* Program::base(int b, const Step& step, int thread, size_t bytes_before,
-                       size_t plane_bytes) const {
+// Buffers that row ops fill have OWN_ROWS rows for each thread when there are few rows.
+uint8_t* Program::base(int b, const Step& step, int thread) const {
     const Buffer& buffer = buffers_[b];
     const bool own = buffer.own && replicated(buffer.domain, step);
-    const size_t skip = own ? plane_bytes * OWN_ROWS * size_t(thread) : 0;
-    return places_[buffer.place].memory->data() + bytes_before * size_t(capacity_[buffer.domain]) +
-           skip;
+    const size_t bytes = row_bytes_of(buffer.width, buffer.rounded);
+    return places_[buffer.place].memory->data() + (own ? bytes * OWN_ROWS * size_t(thread) : 0);
 }
 
 float* Program::floats(int b, const Step& step, int thread) const {
-    return reinterpret_cast<float*>(base(b, step, thread, 0, size_t(buffers_[b].width) * 4));
+    return reinterpret_cast<float*>(base(b, step, thread));
 }
 
 Rounded Program::ints(int b, const Step& step, int thread) const {
-    const size_t width = buffers_[b].width;
-    // The widest elements first, so that every plane is aligned.
-    uint8_t* minus8 = base(b, step, thread, 0, width / 16 * 4);
-    uint8_t* scales = base(b, step, thread, width / 16 * 4, width / BLOCK * 4);
-    uint8_t* values = base(b, step, thread, width / 16 * 4 + width / BLOCK * 4, width);
-    return {reinterpret_cast<int8_t*>(values), reinterpret_cast<float*>(scales),
-            reinterpret_cast<int32_t*>(minus8), static_cast<int>(width)};
+    return {reinterpret_cast<RoundedBlock*>(base(b, step, thread)), buffers_[b].width};
 }
 
 void Program::row_op(const Op& o, const Step& step, int thread, int row, int rows) {

@@ -146,8 +146,7 @@ private:
     bool replicated(Domain domain, const Step& step) const {
         return step.rows(domain) <= OWN_ROWS;
     }
-    uint8_t* base(int buffer, const Step& step, int thread, size_t bytes_before,
-                  size_t plane_bytes) const;
+    uint8_t* base(int buffer, const Step& step, int thread) const;
     float* floats(int buffer, const Step& step, int thread) const;
     Rounded ints(int buffer, const Step& step, int thread) const;
     // The next piece [first, last) of `total` units, of `least` or more; false when none is left.

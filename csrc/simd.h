@@ -95,13 +95,13 @@ template <int f> inline B64 crumbs_high(B64 a) {
     return {_mm512_and_si512(moved, _mm512_set1_epi8(0x30))};
 }
 inline B64 either(B64 a, B64 b) { return {_mm512_or_si512(a.v, b.v)}; }
-// acc + per lane the sum of four products u8 (w < 128) x s8; `x` is the same four for all lanes
-inline I16 dot_small(I16 acc, B64 w, const int8_t* x) {
+inline I16 words(B64 a) { return {a.v}; }
+// Per lane the sum of four products u8 x s8 is added; `x` is the same four for all lanes.
+inline I16 dot(I16 acc, B64 w, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
     return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
 }
-inline I16 dot_full(I16 acc, B64 w, const int8_t* x) { return dot_small(acc, w, x); }
 
 inline float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
@@ -190,14 +190,11 @@ inline F16 load_i8(const int8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw)),
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(raw, 8)))};
 }
-inline void store_i32(int32_t* p, I16 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
-}
 inline void store_i8(int8_t* p, I16 x) {
-    int32_t lanes[16];
-    store_i32(lanes, x);
-    for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(lanes[i]);
+    const __m256i words = _mm256_packs_epi32(x.a, x.b), bytes = _mm256_packs_epi16(words, words);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
+    const __m256i sorted = _mm256_permutevar8x32_epi32(bytes, order);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(sorted));
 }
 inline F16 exp2i(F16 n) {
     const auto one = [](__m256 x) {
@@ -249,57 +246,36 @@ template <int f> inline B64 crumbs_high(B64 x) {
     return {one(x.a), one(x.b)};
 }
 inline B64 either(B64 x, B64 y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+inline I16 words(B64 x) { return {x.a, x.b}; }
 
 #if HB_VNNI
 
-inline I16 dot_small(I16 acc, B64 w, const int8_t* x) {
+inline I16 dot(I16 acc, B64 w, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
     const __m256i s = _mm256_set1_epi32(four);
     return {_mm256_dpbusd_epi32(acc.a, w.a, s), _mm256_dpbusd_epi32(acc.b, w.b, s)};
 }
-inline I16 dot_full(I16 acc, B64 w, const int8_t* x) { return dot_small(acc, w, x); }
-
-#else
-
-inline I16 dot_small(I16 acc, B64 w, const int8_t* x) {
-    int32_t four;
-    std::memcpy(&four, x, 4);
-    const __m256i s = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
-    const auto one = [&](__m256i sum, __m256i u) {
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), ones));
-    };
-    return {one(acc.a, w.a), one(acc.b, w.b)};
-}
-// For any u8: the pair sums of maddubs would saturate, so even and odd bytes go apart.
-inline I16 dot_full(I16 acc, B64 w, const int8_t* x) {
-    int32_t four;
-    std::memcpy(&four, x, 4);
-    const __m256i s = _mm256_set1_epi32(four), low = _mm256_set1_epi16(0x00ff);
-    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8);
-    const __m256i odd = _mm256_srai_epi16(s, 8);
-    const auto one = [&](__m256i sum, __m256i u) {
-        const __m256i p = _mm256_madd_epi16(_mm256_and_si256(u, low), even);
-        const __m256i q = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), odd);
-        return _mm256_add_epi32(sum, _mm256_add_epi32(p, q));
-    };
-    return {one(acc.a, w.a), one(acc.b, w.b)};
-}
 
 #endif
 
 inline float sum(F16 x) {
-    float lanes[8];
-    _mm256_storeu_ps(lanes, _mm256_add_ps(x.a, x.b));
-    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
-           ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    const __m256 eight = _mm256_add_ps(x.a, x.b);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 inline float largest(F16 x) {
-    float lanes[8], best;
-    _mm256_storeu_ps(lanes, _mm256_max_ps(x.a, x.b));
-    best = lanes[0];
-    for (int i = 1; i < 8; ++i) best = lanes[i] > best ? lanes[i] : best;
-    return best;
+    const __m256 eight = _mm256_max_ps(x.a, x.b);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+// The two halves of eight lanes, joined again and again until one is left.
+template <typename Join> inline int32_t folded(__m256i eight, Join join) {
+    const __m128i four = join(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = join(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(join(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 inline float largest_magnitude(F16 x, F16 y) {
     const auto bits = [](__m256 p) {
@@ -307,10 +283,9 @@ inline float largest_magnitude(F16 x, F16 y) {
     };
     const __m256i p = _mm256_max_epi32(bits(x.a), bits(x.b));
     const __m256i q = _mm256_max_epi32(bits(y.a), bits(y.b));
-    int32_t lanes[8], best = 0;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(p, q));
-    for (int32_t lane : lanes) best = lane > best ? lane : best;
-    return float_of(best);
+    return float_of(folded(_mm256_max_epi32(p, q), [](__m128i a, __m128i b) {
+        return _mm_max_epi32(a, b);
+    }));
 }
 inline void sum_eight(const F16* x, float* y) {
     const auto pairs = [](F16 a, F16 b) {
@@ -323,10 +298,105 @@ inline void sum_eight(const F16* x, float* y) {
                                       _mm256_permute2f128_ps(low, high, 0x31)));
 }
 inline int32_t sum(I16 x) {
-    int32_t lanes[16], total = 0;
-    store_i32(lanes, x);
-    for (int32_t lane : lanes) total += lane;
-    return total;
+    return folded(_mm256_add_epi32(x.a, x.b), [](__m128i a, __m128i b) {
+        return _mm_add_epi32(a, b);
+    });
+}
+
+#endif
+
+// Rows of activations whose sums are made side by side: one where the registers hold a whole block of
+// weights, else as many as they hold sums of, so that a weight is loaded once for all of them.
+constexpr int ROWS_ABREAST = HB_BITS == 512 ? 1 : 4;
+constexpr int QUERIES_ABREAST = HB_BITS == 512 ? 8 : 4;
+
+// `dots` takes w[0 .. N - 1] and, of R rows `stride` bytes apart, the 4 N activations at x. To sums[r]
+// it adds per lane the sum of w * x, of weights of at most MOST. Where MOST is 255, sums[r] must be
+// -128 times the sum of the activations, and becomes that of (w - 128) * x.
+#if HB_VNNI
+
+template <int MOST, int N, int R>
+inline void dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
+    I16 other[R];
+    for (int r = 0; r < R; ++r) other[r] = splat_i(0);
+    for (int j = 0; j < N / 2; ++j)
+        for (int r = 0; r < R; ++r) {
+            const int8_t* at = x + size_t(r) * stride + 4 * j;
+            sums[r] = dot(sums[r], w[j], at);
+            other[r] = dot(other[r], w[N / 2 + j], at + 2 * N);
+        }
+    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], other[r]);
+}
+
+#else
+
+inline __m256i four_of(const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm256_set1_epi32(four);
+}
+
+// GCC would load the activations of all rows first, and then lack registers for the sums.
+inline void pin(__m256i& a, __m256i& b) { asm volatile("" : "+x"(a), "+x"(b)); }
+
+// Two products are added in 16 bits, and then as many such pairs as 16 bits hold.
+template <int MOST, int N, int R>
+inline void small_dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
+    constexpr int fit = 32767 / (MOST * 127 * 2), step = fit < N ? fit : N;
+    static_assert(fit > 0 && N % step == 0);
+    const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+    for (int from = 0; from < N; from += step) {
+        __m256i a[R], b[R];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const __m256i s = four_of(x + size_t(r) * stride + 4 * from);
+            a[r] = _mm256_maddubs_epi16(w[from].a, s);
+            b[r] = _mm256_maddubs_epi16(w[from].b, s);
+            pin(a[r], b[r]);
+        }
+#pragma GCC unroll 8
+        for (int j = from + 1; j < from + step; ++j)
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                const __m256i s = four_of(x + size_t(r) * stride + 4 * j);
+                a[r] = _mm256_add_epi16(a[r], _mm256_maddubs_epi16(w[j].a, s));
+                b[r] = _mm256_add_epi16(b[r], _mm256_maddubs_epi16(w[j].b, s));
+                pin(a[r], b[r]);
+            }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+            sums[r] = add(sums[r], {_mm256_madd_epi16(a[r], ones), _mm256_madd_epi16(b[r], ones)});
+    }
+}
+
+// The weights' signs go to the activations: 128 * 127 * 2 fits in 16 bits.
+template <int N, int R>
+inline void full_dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
+    const __m256i ones = _mm256_set1_epi16(1), top = _mm256_set1_epi8(-128);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sums[r] = splat_i(0);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) {
+        const __m256i a = _mm256_xor_si256(w[j].a, top), b = _mm256_xor_si256(w[j].b, top);
+        const __m256i size_a = _mm256_abs_epi8(a), size_b = _mm256_abs_epi8(b);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const __m256i s = four_of(x + size_t(r) * stride + 4 * j);
+            const __m256i p = _mm256_maddubs_epi16(size_a, _mm256_sign_epi8(s, a));
+            const __m256i q = _mm256_maddubs_epi16(size_b, _mm256_sign_epi8(s, b));
+            sums[r] = add(sums[r], {_mm256_madd_epi16(p, ones), _mm256_madd_epi16(q, ones)});
+            pin(sums[r].a, sums[r].b);
+        }
+    }
+}
+
+template <int MOST, int N, int R>
+inline void dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
+    if constexpr (MOST == 255)
+        full_dots<N, R>(sums, w, x, stride);
+    else
+        small_dots<MOST, N, R>(sums, w, x, stride);
 }
 
 #endif

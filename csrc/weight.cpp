@@ -282,6 +282,23 @@ template <bool packing> void over_lanes(const Weight& w, uint8_t* stored, int g)
     over_lanes<packing>(w, stored, g, blank.data());
 }
 
+// The largest magnitude's bits; `T` is signed, since of those the compiler has vector instructions.
+template <typename T> T largest_bits(const uint8_t* plane, size_t count, T without_sign) {
+    T largest = 0;
+    for (size_t i = 0; i < count; ++i) {
+        T bits;
+        std::memcpy(&bits, plane + i * sizeof(T), sizeof(T));
+        largest = std::max(largest, T(bits & without_sign));
+    }
+    return largest;
+}
+
+constexpr int16_t INFINITE_F16 = 0x7c00, INFINITE_BF16 = 0x7f80;
+
+bool are_finite(const uint8_t* plane, size_t count, int16_t infinite) {
+    return largest_bits<int16_t>(plane, count, 0x7fff) < infinite;
+}
+
 }  // namespace
 
 int block_of(Scheme scheme) {
@@ -320,6 +337,20 @@ size_t group_bytes(Scheme scheme, int cols) {
 
 void pack_group(const Weight& w, const uint8_t* stored, int g) {
     over_lanes<true>(w, const_cast<uint8_t*>(stored), g);
+}
+
+bool is_finite(const Weight& w, int g) {
+    const uint8_t* group = w.group(g);
+    const size_t all = size_t(w.cols) * GROUP, scales = all / BLOCK, supers = all / SUPER;
+    switch (w.scheme) {
+        case Scheme::F32: return largest_bits<int32_t>(group, all, 0x7fffffff) < 0x7f800000;
+        case Scheme::F16: return are_finite(group, all, INFINITE_F16);
+        case Scheme::BF16: return are_finite(group, all, INFINITE_BF16);
+        case Scheme::Q8_0: return are_finite(group + all, scales, INFINITE_F16);
+        case Scheme::Q4_0: return are_finite(group + all / 2, scales, INFINITE_F16);
+        case Scheme::Q4_K: return are_finite(group + all / 2 + 2 * scales, 2 * supers, INFINITE_F16);
+        default: return are_finite(group + all * 3 / 4 + 2 * scales, supers, INFINITE_F16);
+    }
 }
 
 void unpack_group(const Weight& w, uint8_t* stored, int g) {

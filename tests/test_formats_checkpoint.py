@@ -22,6 +22,9 @@ from halfbyte.errors import HalfbyteError, IntegrityError, InvalidInputError, Un
 from halfbyte.formats.checkpoint import Checkpoint, read, write_gguf
 from halfbyte.formats.finite import check_finite
 from halfbyte.formats.paired import to_halves, to_pairs
+from halfbyte.kernels.cpu import CPUOps, instruction_set
+from halfbyte.kernels.reference import ReferenceOps
+from halfbyte.models.load import load
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES
@@ -206,6 +209,16 @@ def test_weights_that_are_no_numbers(stories260k: Path, tmp_path: Path, bad: flo
     changed = copied(stories260k, tmp_path / "c", lambda t: t[LAYER][5].fill_(bad))
     with pytest.raises(IntegrityError, match=r"layers.2.attn.q.weight: .*NaN or infinite"):
         list(read(changed).tensors())
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_such_weights_are_not_loaded(stories260k: Path, tmp_path: Path, native: bool) -> None:
+    if native and instruction_set() is None:
+        pytest.skip("the native kernels are not built")
+    changed = copied(stories260k, tmp_path / "c", lambda t: t[LAYER][5].fill_(float("nan")))
+    ops = CPUOps(threads=1) if native else ReferenceOps()
+    with pytest.raises(IntegrityError, match=r"layers.2.attn.q.weight: .*NaN or infinite"):
+        load(read(changed), ops)
 
 
 def scales_of(name: str) -> list[int]:

@@ -348,3 +348,24 @@ def test_attention_hides_no_infinity(which: str, kind: str, isa: str) -> None:
         seen = range(EXTREME, EXTREME + (1 if which == "queries" else window))
         assert not finite[seen].any(), name
         assert finite[seen.stop + 64 :].all(), name
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_packing_sees_a_weight_that_is_no_number(name: str, bad: float) -> None:
+    scheme, rows, width = SCHEMES[name], 35, 512  # three groups of rows, the last one not whole
+    good = random_weight(name, rows, width, seed=3)
+    ops, reference = CPUOps(threads=2), ReferenceOps()
+    assert ops.is_finite(ops.pack(good)) and reference.is_finite(reference.pack(good))
+    size = 4 if name == "f32" else 2
+    bits = np.array([bad], np.float32)
+    stored = bits.view(np.uint8)[2:] if name == "bf16" else bits.astype(f"f{size}").view(np.uint8)
+    _, places = BLOCKS.get(name, (0, (0,)))
+    for place in places:
+        for row, block in ((0, 0), (17, 1), (rows - 1, width // scheme.block - 1)):
+            data = good.data.copy()
+            at = block * scheme.block_bytes + place
+            data[row, at : at + size] = stored
+            wrong = QTensor(scheme, (rows, width), data)
+            assert not ops.is_finite(ops.pack(wrong))
+            assert not reference.is_finite(reference.pack(wrong))

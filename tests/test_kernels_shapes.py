@@ -96,6 +96,7 @@ def mistyped(call: Callable[[Any], Any]) -> Any:
 
 
 MODULE: dict[str, tuple[Any, ...]] = {
+    "lacking": (mistyped(lambda m: m.lacking(1)), mistyped(lambda m: m.lacking(None))),
     "supports": (mistyped(lambda m: m.supports(1)), mistyped(lambda m: m.supports(None))),
     "read_bandwidth": (
         lambda m: m.read_bandwidth(m.Pool(1), "sse2", 1 << 20),

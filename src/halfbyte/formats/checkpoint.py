@@ -7,27 +7,27 @@ of another shape is an error, so nothing is ever left out in silence.
 
 Where a GGUF keeps the rows of q and k in rotated-pair order, they are moved as whole rows, exactly
 in every scheme; where Hugging Face's norms lack an offset, it is added. Every tensor given is
-finite (`finite`). What it is not: a converter; a wrapper that changes schemes is itself a `Source`,
-and is found in the quantizer.
+finite (`finite`), or checked by whoever takes it. What it is not: a converter; a wrapper that
+changes schemes is itself a `Source`, and is found in the quantizer.
+
+What only directories, texts or writing need is imported when it is: a GGUF starts sooner.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from halfbyte.errors import HalfbyteError, IntegrityError, InvalidInputError
 from halfbyte.families import Family, Name, family_of, spec_of
-from halfbyte.formats import gguf_writer, safetensors
-from halfbyte.formats.documents import read_json
 from halfbyte.formats.finite import check_finite
 from halfbyte.formats.gguf_parts import ROPE_FREQS, GGUFModel, part_paths
 from halfbyte.formats.paired import to_halves, to_pairs
@@ -35,12 +35,9 @@ from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import is_drafter_file
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme
-from halfbyte.text.assets import (
-    TextAssets,
-    assets_from_directory,
-    assets_from_metadata,
-    assets_to_metadata,
-)
+
+if TYPE_CHECKING:
+    from halfbyte.text.assets import TextAssets
 
 # general.file_type of llama.h, by the scheme of most tensors.
 FILE_TYPES = {
@@ -162,15 +159,24 @@ class Checkpoint:
 
     def tensors(self) -> Iterator[tuple[str, QTensor]]:
         """Every tensor; its pages are given back when the next is asked for."""
+        return self.tensors_for(())
+
+    def tensors_for(self, checking: Collection[Scheme]) -> Iterator[tuple[str, QTensor]]:
+        """As `tensors`, but matrices in these schemes are not read: who takes them checks them."""
         for name, entry in self.entries.items():
-            yield name, self.tensor(name)
+            checked = len(entry.stored.shape) > 1 and entry.stored.scheme in checking
+            yield name, self._given(name, check=not checked)
             entry.file.release(entry.name)
 
     def tensor(self, name: str) -> QTensor:
         """One tensor, checked to be finite."""
+        return self._given(name, check=True)
+
+    def _given(self, name: str, *, check: bool) -> QTensor:
         entry = self.entries[name]
         tensor = entry.file.tensor(entry.name)
-        check_finite(tensor, name=name)
+        if check:
+            check_finite(tensor, name=name)
         if entry.offset:
             return _shifted(tensor, entry.offset)
         heads = entry.paired_heads
@@ -206,11 +212,12 @@ def read(path: Path) -> Checkpoint:
 
 
 def _read_directory(path: Path) -> Checkpoint:
-    config = read_json(path / "config.json")
-    spec = spec_of(config)
-    # Brings four packages' formats, which most checkpoints do without.
+    from halfbyte.formats import safetensors
+    from halfbyte.formats.documents import read_json
     from halfbyte.formats.packed import decoded, unpacked
 
+    config = read_json(path / "config.json")
+    spec = spec_of(config)
     files = unpacked(config, safetensors.open_directory(path))
     family = family_of(spec)
     names = family.names(spec)
@@ -229,7 +236,7 @@ def _read_directory(path: Path) -> Checkpoint:
         spec=spec,
         entries=entries,
         unused=tuple(sorted(unused)),
-        load_assets=lambda: assets_from_directory(path, num_rows=spec.vocab),
+        load_assets=lambda: _assets_of_directory(path, spec.vocab),
         has_text=(path / TOKENIZER).is_file(),
         decoded=decoded(files, located),
     )
@@ -254,7 +261,7 @@ def _read_gguf(path: Path) -> Checkpoint:
         spec=spec,
         entries=entries,
         unused=tuple(sorted(unused)),
-        load_assets=lambda: assets_from_metadata(model.metadata),
+        load_assets=lambda: _assets_of_metadata(model.metadata),
         has_text=TOKENS in model.metadata,
     )
 
@@ -314,6 +321,18 @@ def _check_shapes(spec: ModelSpec, entries: Mapping[str, Entry]) -> None:
         _ = stored.scheme  # raises for a type that cannot be read
 
 
+def _assets_of_directory(path: Path, rows: int) -> TextAssets | None:
+    from halfbyte.text.assets import assets_from_directory
+
+    return assets_from_directory(path, num_rows=rows)
+
+
+def _assets_of_metadata(metadata: Mapping[str, Any]) -> TextAssets | None:
+    from halfbyte.text.assets import assets_from_metadata
+
+    return assets_from_metadata(metadata)
+
+
 def _check_rows(assets: TextAssets | None, rows: int) -> None:
     """More rows than tokens is padding; a token without a row could not be embedded."""
     tokens = 0 if assets is None else len(assets.vocabulary.tokens)
@@ -354,6 +373,8 @@ def write_gguf(
     the family says of the spec and the text assets of themselves; `extra_metadata` is put on top.
     Peak: one tensor.
     """
+    from halfbyte.formats import gguf_writer
+
     names = family_of(source.spec).names(source.spec)
     divisors = _stored_divisors(source.spec)
     layout: dict[str, tuple[Scheme, tuple[int, ...]]] = {}
@@ -392,14 +413,19 @@ def _metadata(source: Source, name: str) -> dict[str, Any]:
     facts = family_of(spec).to_metadata(spec)
     # A model without text is one with no tokenizer, which llama.cpp wants said.
     none = {"tokenizer.ggml.model": "none", f"{spec.architecture}.vocab_size": spec.vocab}
-    text = none if source.assets is None else assets_to_metadata(source.assets)
     return {
         "general.architecture": spec.architecture,
         "general.name": name,
         **_file_type(source.schemes.values()),
         **{f"{spec.architecture}.{key}": value for key, value in facts.items()},
-        **text,
+        **(none if source.assets is None else _stored_assets(source.assets)),
     }
+
+
+def _stored_assets(assets: TextAssets) -> dict[str, Any]:
+    from halfbyte.text.assets import assets_to_metadata
+
+    return assets_to_metadata(assets)
 
 
 def _file_type(schemes: Iterable[Scheme]) -> dict[str, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte import env
 from halfbyte.errors import InvalidInputError, UnsupportedError
 from halfbyte.kernels.contract import OpSet
-from halfbyte.kernels.cpu import CPUOps, instruction_set
+from halfbyte.kernels.cpu import INSTRUCTION_SETS, CPUOps, instruction_set, lacking
 from halfbyte.specs import DType, ModelSpec
 
 if TYPE_CHECKING:
@@ -16,6 +17,26 @@ if TYPE_CHECKING:
 
 # Below this many parameters a second thread of torch costs more in waiting than it computes.
 SMALL = 50_000_000
+DRIVERS = ("/proc/driver/nvidia", "/dev/dxg")  # of Linux, and of Linux in Windows
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An op set on this machine: `lacks` says why it does not run here; None where it does."""
+
+    name: str
+    device: str
+    lacks: str | None
+
+
+def offers() -> tuple[Offer, ...]:
+    """Every op set, the fastest of a device first. Imports torch only where there is a driver."""
+    native = [Offer(f"native CPU ({name})", "cpu", lacking(name)) for name in INSTRUCTION_SETS]
+    return (
+        Offer("reference", "cuda", _lacks_cuda()),
+        *native,
+        Offer("reference", "cpu", None),
+    )
 
 
 def choose(
@@ -74,9 +95,15 @@ def _reference(
 
 
 def _has_cuda() -> bool:
-    """Whether torch finds a usable device; torch is imported only where a driver is."""
-    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/dxg").exists():
-        return False
+    return _lacks_cuda() is None
+
+
+def _lacks_cuda() -> str | None:
+    """Why no CUDA device is usable; None if one is. Torch is imported only where a driver is."""
+    if not any(Path(place).exists() for place in DRIVERS):
+        return "there is no NVIDIA driver"
     import torch
 
-    return torch.cuda.is_available()
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    return None if torch.cuda.is_available() else "torch finds no device that its CUDA can use"

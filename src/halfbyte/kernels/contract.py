@@ -136,8 +136,17 @@ class OpSet(Protocol):
         """The schemes that `pack` takes for a matrix; a vector is always f32."""
         ...
 
+    @property
+    def checks_finite(self) -> bool:
+        """Whether `is_finite` costs nothing more: `pack` has every byte at hand, and looks."""
+        ...
+
     def pack(self, q: QTensor) -> Array:
         """The op set's own layout of a stored tensor. Exact, and reversible by `unpack`."""
+        ...
+
+    def is_finite(self, packed: Array) -> bool:
+        """Whether a packed matrix holds neither NaN nor infinity."""
         ...
 
     def unpack(self, packed: Array) -> QTensor:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halfbyte.errors import IntegrityError, UnsupportedError
-from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.checkpoint import Checkpoint, Source
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Array, Experts, Linear, LowRank, OpSet
 from halfbyte.kernels.cpu import CPUOps
@@ -26,12 +25,14 @@ from halfbyte.models.decoder import (
     PerLayerWeights,
     Weights,
 )
-from halfbyte.models.drafter import DraftModel
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme, lossless_target, paired_layers
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from halfbyte.formats.lora import Adapter
+    from halfbyte.models.drafter import DraftModel
 
 Updates = Mapping[str, tuple[LowRank | None, ...]]
 """Name of a weight -> what each adapter adds to it; weights that none changes are left out."""
@@ -50,7 +51,7 @@ def load(
     Peak memory: what the op set keeps, and the largest tensor.
     """
     _refuse_drafter(source.spec)
-    packed = {name: ops.pack(_runnable(q, ops)) for name, q in _watched(source, progress)}
+    packed = {name: _pack(name, q, ops) for name, q in _watched(source, ops, progress)}
     body_bytes = ops.packed_bytes
     found = adapters or {}
     updates = _packed_updates([*found.values()], ops)
@@ -88,15 +89,17 @@ def load_drafter(
 
     Raises `InvalidInputError` for a drafter of another target.
     """
+    from halfbyte.models.drafter import DraftModel
+
     spec, ops = source.spec, target.ops
     reads = paired_layers(spec, target.spec)
     clusters = _tokens(source, "centroids.tokens")
     packed: dict[str, Array] = {}
-    for name, q in _watched(source, progress):
+    for name, q in _watched(source, ops, progress):
         if name == "head.weight" and clusters is not None:
             q = q.take_rows(clusters)  # a cluster's rows lie together
         if not name.endswith(".tokens"):
-            packed[name] = ops.pack(_runnable(q, ops))
+            packed[name] = _pack(name, q, ops)
     whole = _Packed(packed, NO_UPDATES, "")
     return DraftModel(
         Decoder(spec, _weights(spec, packed, NO_UPDATES, embed=target.weights.embed), ops),
@@ -119,11 +122,22 @@ def _tokens(source: Source, name: str) -> NDArray[np.intp] | None:
     return ids
 
 
-def _watched(source: Source, progress: Progress | None) -> Iterator[tuple[str, QTensor]]:
-    """The tensors of a source; `progress` is told of the bytes so far."""
+def _pack(name: str, q: QTensor, ops: OpSet) -> Array:
+    packed = ops.pack(_runnable(q, ops))
+    if ops.checks_finite and len(q.shape) > 1 and not ops.is_finite(packed):
+        raise IntegrityError("holds NaN or infinite weights", where=name)
+    return packed
+
+
+def _watched(
+    source: Source, ops: OpSet, progress: Progress | None
+) -> Iterator[tuple[str, QTensor]]:
+    """The tensors of a source, finite or for `_pack` to check; `progress` is told of the bytes."""
     shapes = {tensor.name: tensor.shape for tensor in source.spec.tensors()}
     done, total = 0, sum(source.schemes[name].bytes(shape) for name, shape in shapes.items())
-    for name, q in source.tensors():
+    checking = ops.schemes if ops.checks_finite else ()
+    whole = isinstance(source, Checkpoint)
+    for name, q in source.tensors_for(checking) if whole else source.tensors():
         yield name, q
         done += q.nbytes
         if progress is not None:

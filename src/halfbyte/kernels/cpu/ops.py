@@ -16,10 +16,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.kernels.contract import Experts, Graph, KVLayout, Linear, Rows
@@ -34,6 +33,9 @@ from halfbyte.specs import (
     RopeSpec,
     Scheme,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # In the order of csrc/kernels.h.
 NATIVE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
@@ -50,10 +52,7 @@ Buffer = int
 
 def native() -> Any:
     """The extension module, or None where it was not built."""
-    try:
-        return importlib.import_module("halfbyte._cpu")
-    except ImportError:
-        return None
+    return _imported()[0]
 
 
 def instruction_set() -> str | None:
@@ -62,6 +61,25 @@ def instruction_set() -> str | None:
     if module is None:
         return None
     return next((name for name in INSTRUCTION_SETS if module.supports(name)), None)
+
+
+def lacking(name: str) -> str | None:
+    """Why the kernels of an instruction set cannot run here; None if they can."""
+    module, failure = _imported()
+    if failure is not None:
+        return failure
+    missing = module.lacking(name)
+    return f"this processor has no {', '.join(missing)}" if missing else None
+
+
+def _imported() -> tuple[Any, str | None]:
+    """The extension module, or why there is none."""
+    try:
+        return importlib.import_module("halfbyte._cpu"), None
+    except ModuleNotFoundError:
+        return None, "not built: there was no C++ compiler, or this is no x86-64 processor"
+    except ImportError as error:
+        return None, f"built, but it cannot be loaded: {error}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +95,7 @@ class CPUOps:
     """See the contract. Ops may be called only inside `step`, which records them."""
 
     schemes = tuple(SCHEMES[name] for name in NATIVE)
+    checks_finite = True
 
     def __init__(self, *, threads: int, instructions: str | None = None) -> None:
         self._native = native()
@@ -108,6 +127,9 @@ class CPUOps:
             self._fresh.append(packed)
         self.packed_bytes += packed.nbytes
         return Packed(q.scheme, q.shape, packed)
+
+    def is_finite(self, packed: Packed) -> bool:
+        return packed.native.finite
 
     def outline(self, scheme: Scheme, shape: Sequence[int]) -> Packed:
         """A tensor that is not there, as it would be packed: it can be recorded, not run.

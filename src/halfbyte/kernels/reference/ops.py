@@ -58,6 +58,7 @@ class ReferenceOps:
 
     name = "reference"
     schemes = tuple(SCHEMES.values())
+    checks_finite = False
 
     def __init__(
         self,
@@ -82,6 +83,9 @@ class ReferenceOps:
         self._decoded_left -= size
         self.packed_bytes += size
         return Weight(q, decode(q, device=self.device))
+
+    def is_finite(self, packed: Weight) -> bool:
+        return bool(decode(packed.stored).isfinite().all())
 
     def unpack(self, packed: Weight) -> QTensor:
         return packed.stored
