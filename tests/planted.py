@@ -304,7 +304,7 @@ MODEL_FAULTS: dict[str, list[Planted]] = {
             integrity="altered",
             integrity_text="model.safetensors: sha256: the manifest says 1f, found 2e",
         ),
-        _model("note", "nothing says", integrity="unknown", integrity_text=""),
+        _model("note", "no manifest", integrity="unknown", integrity_text=""),
     ],
     "quantization": [
         _model("warning", "quantized by gptq; no tensor is packed", packing="gptq"),

@@ -47,6 +47,7 @@ def test_a_page_for_people(halfbyte: Halfbyte) -> None:
     page = halfbyte("doctor", "demo", "--quick", "--context", "1k").out
     assert "\nmodel demo\n" in page and "expected: demo, as it is stored, context 1024" in page
     assert "next: halfbyte run demo --context 1024" in page
+    assert "sizes and headers as the manifest says" in page
     assert "fix: " in page
 
 

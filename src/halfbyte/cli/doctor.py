@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ class Prospect:
 @click.argument("model", required=False)
 @click.option("--context", type=length, help="The context that is wanted of MODEL, e.g. 32k.")
 @click.option("--draft", type=drafts, default="off", help="Tokens drafted at once, if any.")
-@click.option("--quick", is_flag=True, help="Hash nothing, and do not measure the memory's speed.")
+@click.option("--quick", is_flag=True, help="Hash nothing, measure nothing.")
 @click.option(
     "--bundle",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -109,7 +110,7 @@ def _examine_model(
     from halfbyte.planner.doctor.model import CHECKS
     from halfbyte.planner.doctor.reading import model_facts
 
-    with progress("hashing", in_bytes=True) as report:
+    with progress("hashing", in_bytes=True) if hashing else nullcontext() as report:
         read = model_facts(_place(model), model, progress=report, hashing=hashing)
     examined = replace(read, facts=replace(read.facts, context=context, draft=draft))
     return examined, examine(examined.facts, CHECKS)
@@ -208,9 +209,10 @@ def _say_expected(expected: Prospect) -> None:
         click.echo(f"expected: {expected.refusal}")
         return
     setup = plan.setup
+    free = plan.budget_bytes - plan.part("runtime.other_processes")
     click.echo(
         f"expected: {plan.model}, {setup.recipe or 'as it is stored'}, context {setup.context} "
-        f"({setup.kv} cache), {gib(plan.total_bytes)} of {gib(plan.budget_bytes)}, {plan.ops}"
+        f"({setup.kv} cache), {gib(plan.own_bytes)} where {gib(free)} are free, {plan.ops}"
         f"{_speed(plan)}"
     )
     click.echo(f"next: {next_command(plan)}")

@@ -38,9 +38,9 @@ def hashes(facts: ModelFacts) -> Iterator[Said]:
         yield fault(facts.integrity_text, AGAIN)
     elif facts.integrity == "whole":
         yield ok(facts.integrity_text)
-    else:
+    elif facts.integrity == "unknown":
         yield note(
-            facts.integrity_text or "nothing says what the bytes should be",
+            "no manifest and no hub's hash says what the bytes should be",
             "halfbyte verify ORG/NAME asks the hub; what halfbyte writes has a manifest",
         )
 

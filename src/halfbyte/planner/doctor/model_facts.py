@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from halfbyte.specs import ModelSpec
 
-Integrity = Literal["whole", "altered", "unknown"]
+# unasked: nobody hashed, and nothing was found without
+Integrity = Literal["whole", "altered", "unknown", "unasked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

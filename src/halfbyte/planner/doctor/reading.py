@@ -43,12 +43,12 @@ def model_facts(
     path: Path, name: str, *, progress: Progress | None = None, hashing: bool = True
 ) -> Model:
     """Reads headers and small files; with `hashing` every byte, if anything says what it should
-    be."""
+    be, without only sizes and headers."""
     config, metadata, stored = _described(path)
     settings = _attempt(lambda: settings_of(config)).value
     source = _attempt(lambda: read(path))
     text = _attempt(lambda: None if source.value is None else _text(path, source.value, metadata))
-    integrity, integrity_text = _integrity(path, progress) if hashing else ("unknown", "not hashed")
+    integrity, integrity_text = _integrity(path, progress, hashing=hashing)
     facts = ModelFacts(
         name=name,
         spec=None if source.value is None else source.value.spec,
@@ -177,9 +177,12 @@ def _says_bos(path: Path, metadata: Mapping[str, Any]) -> bool | None:
     return None if stated is None else bool(stated)
 
 
-def _integrity(path: Path, progress: Progress | None) -> tuple[Integrity, str]:
+def _integrity(path: Path, progress: Progress | None, *, hashing: bool) -> tuple[Integrity, str]:
     """Against the manifest, else against the hub's hashes, which are the names of cached files."""
     try:
+        if not hashing:
+            known = manifest.check_sizes(path)
+            return ("whole", "sizes and headers as the manifest says") if known else ("unasked", "")
         if manifest.described(path):
             return "whole", f"{_files(manifest.verify(path, progress))} as the manifest says"
         files = sorted(path.iterdir()) if path.is_dir() else part_paths(path)
@@ -189,7 +192,7 @@ def _integrity(path: Path, progress: Progress | None) -> tuple[Integrity, str]:
         return "altered", f"{where}{error.what}"
     if checked:
         return "whole", f"{_files(checked)} with the hash that the hub gave"
-    return "unknown", "no manifest says what the bytes should be"
+    return "unknown", ""
 
 
 def _files(count: int) -> str:
