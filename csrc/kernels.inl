@@ -72,10 +72,22 @@ template <int M, int ABREAST, int FROM = 0, typename Run> inline void abreast(Ru
     }
 }
 
+// Runs with what gives the eight vectors of a block of weights: as they are needed, or unpacked before
+// where M rows need them more than once.
+template <int M, typename Weights, typename Run> inline void unpacked(Weights w, Run run) {
+    if constexpr (M <= ROWS_ABREAST) {
+        run(w);
+    } else {
+        B64 all[8];
+        for (int j = 0; j < 8; ++j) all[j] = w(j);
+        run([&all](int j) -> const B64& { return all[j]; });
+    }
+}
+
 // acc[m] += the scaled product of block b of each row with `w`, where MOST is as in `small_dots`; the
 // sums start from `minus8` times 2^SHIFT.
-template <int M, int MOST, int SHIFT>
-inline void add_block(F16* acc, const B64* w, F16 d, const Input& in, int b) {
+template <int M, int MOST, int SHIFT, typename Weights>
+inline void add_block(F16* acc, Weights w, const F16& d, const Input& in, int b) {
     abreast<M, ROWS_ABREAST>([&]<int R>(int m) {
         const RoundedBlock* x = &in.block(m, b);
         const size_t stride = in.cols / BLOCK;
@@ -110,14 +122,12 @@ template <int M> void q4_0(const Weight& w, const uint8_t* group, const Input& i
     for (int b = 0; b < blocks; ++b) {
         ahead<256>(w, group, 0, size_t(blocks) * 256, b);
         ahead<32>(w, group, size_t(blocks) * 256, size_t(blocks) * 32, b);
-        B64 v[8];
-        for (int j = 0; j < 4; ++j) {
-            const B64 raw = load_bytes(group + size_t(b) * 256 + 64 * j);
-            v[j] = low_nibbles(raw);
-            v[4 + j] = high_nibbles(raw);
-        }
         const F16 d = load_f16(scales + size_t(b) * GROUP);
-        add_block<M, 15, 0>(sums.acc, v, d, in, b);
+        const auto weights = [packed = group + size_t(b) * 256](int j) {
+            const B64 raw = load_bytes(packed + 64 * (j % 4));
+            return j < 4 ? low_nibbles(raw) : high_nibbles(raw);
+        };
+        unpacked<M>(weights, [&](auto w) { add_block<M, 15, 0>(sums.acc, w, d, in, b); });
     }
     t = sums;
 }
@@ -130,10 +140,11 @@ template <int M> void q8_0(const Weight& w, const uint8_t* group, const Input& i
     for (int b = 0; b < blocks; ++b) {
         ahead<512>(w, group, 0, size_t(blocks) * 512, b);
         ahead<32>(w, group, size_t(blocks) * 512, size_t(blocks) * 32, b);
-        B64 v[8];
-        for (int j = 0; j < 8; ++j) v[j] = load_bytes(group + size_t(b) * 512 + 64 * j);
         const F16 d = load_f16(scales + size_t(b) * GROUP);
-        add_block<M, 255, 4>(sums.acc, v, d, in, b);
+        const auto weights = [packed = group + size_t(b) * 512](int j) {
+            return load_bytes(packed + 64 * j);
+        };
+        add_block<M, 255, 4>(sums.acc, weights, d, in, b);
     }
     t = sums;
 }
@@ -162,7 +173,7 @@ template <int M> void q4_k(const Weight& w, const uint8_t* group, const Input& i
             const RoundedBlock* x = &in.block(m, b);
             I16 sums[R];
             for (int r = 0; r < R; ++r) sums[r] = splat_i(0);
-            dots<15, 8, R>(sums, v, x->values, in.stride());
+            dots<15, 8, R>(sums, [&v](int j) -> const B64& { return v[j]; }, x->values, in.stride());
             for (int r = 0; r < R; ++r) {
                 const RoundedBlock& own = x[size_t(r) * blocks];
                 const float dx = own.scale, sum8 = float(own.minus8);
@@ -214,8 +225,10 @@ template <int M> void q6_k(const Weight& w, const uint8_t* group, const Input& i
                 first[r] = splat_i(4 * (own.minus8 - own.minus8_of_last));
                 second[r] = splat_i(4 * own.minus8_of_last);
             }
-            dots<63, 4, R>(first, v, x->values, in.stride());
-            dots<63, 4, R>(second, v + 4, x->values + 16, in.stride());
+            const auto front = [&v](int j) -> const B64& { return v[j]; };
+            const auto back = [&v](int j) -> const B64& { return v[4 + j]; };
+            dots<63, 4, R>(first, front, x->values, in.stride());
+            dots<63, 4, R>(second, back, x->values + 16, in.stride());
             for (int r = 0; r < R; ++r) {
                 const F16 both = fma(to_float(first[r]), scale0, mul(to_float(second[r]), scale1));
                 F16& acc = total.acc[m + r];

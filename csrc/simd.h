@@ -310,22 +310,28 @@ inline int32_t sum(I16 x) {
 constexpr int ROWS_ABREAST = HB_BITS == 512 ? 1 : 4;
 constexpr int QUERIES_ABREAST = HB_BITS == 512 ? 8 : 4;
 
-// `dots` takes w[0 .. N - 1] and, of R rows `stride` bytes apart, the 4 N activations at x. To sums[r]
-// it adds per lane the sum of w * x, of weights of at most MOST. Where MOST is 255, sums[r] must be
+// `dots` takes w(0) .. w(N - 1) and, of R rows `stride` bytes apart, the 4 N activations at x. To
+// sums[r] it adds per lane the sum of w * x, of weights of at most MOST. Where MOST is 255, sums[r] must be
 // -128 times the sum of the activations, and becomes that of (w - 128) * x.
 #if HB_VNNI
 
-template <int MOST, int N, int R>
-inline void dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
-    I16 other[R];
-    for (int r = 0; r < R; ++r) other[r] = splat_i(0);
-    for (int j = 0; j < N / 2; ++j)
-        for (int r = 0; r < R; ++r) {
-            const int8_t* at = x + size_t(r) * stride + 4 * j;
-            sums[r] = dot(sums[r], w[j], at);
-            other[r] = dot(other[r], w[N / 2 + j], at + 2 * N);
+// One row is summed in two chains, so that the next instruction need not wait for the one before.
+template <int MOST, int N, int R, typename Weights>
+inline void dots(I16* sums, Weights w, const int8_t* x, size_t stride) {
+    if constexpr (R == 1) {
+        I16 other = splat_i(0);
+        for (int j = 0; j < N / 2; ++j) {
+            sums[0] = dot(sums[0], w(j), x + 4 * j);
+            other = dot(other, w(N / 2 + j), x + 2 * N + 4 * j);
         }
-    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], other[r]);
+        sums[0] = add(sums[0], other);
+    } else {
+        for (int j = 0; j < N; ++j) {
+            const B64& four = w(j);
+            for (int r = 0; r < R; ++r)
+                sums[r] = dot(sums[r], four, x + size_t(r) * stride + 4 * j);
+        }
+    }
 }
 
 #else
@@ -340,8 +346,8 @@ inline __m256i four_of(const int8_t* x) {
 inline void pin(__m256i& a, __m256i& b) { asm volatile("" : "+x"(a), "+x"(b)); }
 
 // Two products are added in 16 bits, and then as many such pairs as 16 bits hold.
-template <int MOST, int N, int R>
-inline void small_dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
+template <int MOST, int N, int R, typename Weights>
+inline void small_dots(I16* sums, Weights w, const int8_t* x, size_t stride) {
     constexpr int fit = 32767 / (MOST * 127 * 2), step = fit < N ? fit : N;
     static_assert(fit > 0 && N % step == 0);
     const __m256i ones = _mm256_set1_epi16(1);
@@ -349,21 +355,18 @@ inline void small_dots(I16* sums, const B64* w, const int8_t* x, size_t stride) 
     for (int from = 0; from < N; from += step) {
         __m256i a[R], b[R];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const __m256i s = four_of(x + size_t(r) * stride + 4 * from);
-            a[r] = _mm256_maddubs_epi16(w[from].a, s);
-            b[r] = _mm256_maddubs_epi16(w[from].b, s);
-            pin(a[r], b[r]);
-        }
-#pragma GCC unroll 8
-        for (int j = from + 1; j < from + step; ++j)
+        for (int j = from; j < from + step; ++j) {
+            const B64& four = w(j);
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const __m256i s = four_of(x + size_t(r) * stride + 4 * j);
-                a[r] = _mm256_add_epi16(a[r], _mm256_maddubs_epi16(w[j].a, s));
-                b[r] = _mm256_add_epi16(b[r], _mm256_maddubs_epi16(w[j].b, s));
+                const __m256i p = _mm256_maddubs_epi16(four.a, s);
+                const __m256i q = _mm256_maddubs_epi16(four.b, s);
+                a[r] = j == from ? p : _mm256_add_epi16(a[r], p);
+                b[r] = j == from ? q : _mm256_add_epi16(b[r], q);
                 pin(a[r], b[r]);
             }
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
             sums[r] = add(sums[r], {_mm256_madd_epi16(a[r], ones), _mm256_madd_epi16(b[r], ones)});
@@ -371,14 +374,15 @@ inline void small_dots(I16* sums, const B64* w, const int8_t* x, size_t stride) 
 }
 
 // The weights' signs go to the activations: 128 * 127 * 2 fits in 16 bits.
-template <int N, int R>
-inline void full_dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
+template <int N, int R, typename Weights>
+inline void full_dots(I16* sums, Weights w, const int8_t* x, size_t stride) {
     const __m256i ones = _mm256_set1_epi16(1), top = _mm256_set1_epi8(-128);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sums[r] = splat_i(0);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
-        const __m256i a = _mm256_xor_si256(w[j].a, top), b = _mm256_xor_si256(w[j].b, top);
+        const B64& four = w(j);
+        const __m256i a = _mm256_xor_si256(four.a, top), b = _mm256_xor_si256(four.b, top);
         const __m256i size_a = _mm256_abs_epi8(a), size_b = _mm256_abs_epi8(b);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
@@ -391,8 +395,8 @@ inline void full_dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
     }
 }
 
-template <int MOST, int N, int R>
-inline void dots(I16* sums, const B64* w, const int8_t* x, size_t stride) {
+template <int MOST, int N, int R, typename Weights>
+inline void dots(I16* sums, Weights w, const int8_t* x, size_t stride) {
     if constexpr (MOST == 255)
         full_dots<N, R>(sums, w, x, stride);
     else
