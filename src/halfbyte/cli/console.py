@@ -17,6 +17,7 @@ from halfbyte import env
 from halfbyte.errors import GateMissedError
 
 if TYPE_CHECKING:
+    from halfbyte.training.loop import Standing, Tell
     from halfbyte.workflows import Verdict
 
 SILENCE_S = 10.0
@@ -116,3 +117,45 @@ def _lines(title: str, in_bytes: bool) -> Report:
             note(f"{title} {100 * done / total:.0f} %{of}")
 
     return report
+
+
+@contextmanager
+def course(title: str) -> Generator[Tell]:
+    """How training goes, on stderr while the block runs: a bar and its figures, or a line every ten
+    seconds."""
+    if sys.stderr.isatty():
+        with _training_bar(title) as tell:
+            yield tell
+    else:
+        yield _training_lines(title)
+
+
+@contextmanager
+def _training_bar(title: str) -> Generator[Tell]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda it: bar.update(
+            task, completed=it.step, total=it.steps, description=_figures(title, it)
+        )
+
+
+def _training_lines(title: str) -> Tell:
+    last = [monotonic()]
+
+    def tell(it: Standing) -> None:
+        if monotonic() - last[0] >= SILENCE_S or it.step == it.steps:
+            last[0] = monotonic()
+            note(f"{_figures(title, it)}, {it.left_s / 60:.1f} min left")
+
+    return tell
+
+
+def _figures(title: str, it: Standing) -> str:
+    return (
+        f"{title} {it.step}/{it.steps}: loss {it.loss:.4f}, held out {it.measure:.4f} "
+        f"(best {it.best:.4f}), {it.tokens_per_s:,.0f} tokens/s"
+    )

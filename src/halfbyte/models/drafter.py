@@ -46,7 +46,7 @@ class DraftModel:
         self._body = body
         self._pre, self._post, self._centroids = pre, post, centroids
         self._tokens = tokens
-        self._reads = tuple(reads)
+        self.reads = tuple(reads)
         self._cache: Cache | None = None
         self._step: Step | None = None
 
@@ -68,11 +68,16 @@ class DraftModel:
         return self._spread(logits), states
 
     def _recorded(self, cache: Cache) -> Step:
-        caches = [cache.layers[index] for index in self._reads]
+        caches = [cache.layers[index] for index in self.reads]
         return self._body.ops.step(lambda rows, _: self.step(rows, caches))
 
     def step(self, rows: Rows, caches: Sequence[Array]) -> tuple[Array, Array]:
         """The graph of a step; `caches` are those that the layers read. Logits are the head's."""
+        x = self.states(rows, caches)
+        return self._logits(x), self.handed_on(x)
+
+    def states(self, rows: Rows, caches: Sequence[Array]) -> Array:
+        """The drafter's own final states [R, d], normed, that its head is applied to."""
         ops, body, hidden = self._body.ops, self._body, self.target.hidden
         x = ops.concat(
             ops.embed(rows, body.weights.embed, self.target.embed_scale), ops.given(rows, hidden)
@@ -81,8 +86,11 @@ class DraftModel:
         for index, weights in enumerate(body.weights.layers):
             x = body.attention(x, index, weights, rows, caches[index])
             x = body.feed_forward(x, index, weights, None)
-        x = body.leave(x)
-        return self._logits(x), ops.linear(x, self._post)
+        return body.leave(x)
+
+    def handed_on(self, x: Array) -> Array:
+        """The states [R, H] that the next step begins with."""
+        return self._body.ops.linear(x, self._post)
 
     def _logits(self, x: Array) -> Array:
         centroids = self.spec.drafter.centroids if self.spec.drafter else None

@@ -89,10 +89,8 @@ def load_drafter(
 
     Raises `InvalidInputError` for a drafter of another target.
     """
-    from halfbyte.models.drafter import DraftModel
-
-    spec, ops = source.spec, target.ops
-    reads = paired_layers(spec, target.spec)
+    ops = target.ops
+    paired_layers(source.spec, target.spec)
     clusters = _tokens(source, "centroids.tokens")
     packed: dict[str, Array] = {}
     for name, q in _watched(source, ops, progress):
@@ -100,15 +98,30 @@ def load_drafter(
             q = q.take_rows(clusters)  # a cluster's rows lie together
         if not name.endswith(".tokens"):
             packed[name] = _pack(name, q, ops)
+    tokens = _tokens(source, "head.tokens") if clusters is None else clusters
+    return assembled_drafter(source.spec, packed, target, tokens=tokens)
+
+
+def assembled_drafter(
+    spec: ModelSpec,
+    packed: Mapping[str, Array],
+    target: Decoder,
+    *,
+    tokens: NDArray[np.intp] | None = None,
+) -> DraftModel:
+    """The drafter of tensors that are packed for its target's op set; `tokens` as in DraftModel."""
+    from halfbyte.models.drafter import DraftModel
+
     whole = _Packed(packed, NO_UPDATES, "")
+    weights = _weights(spec, packed, NO_UPDATES, embed=target.weights.embed)
     return DraftModel(
-        Decoder(spec, _weights(spec, packed, NO_UPDATES, embed=target.weights.embed), ops),
+        Decoder(spec, weights, target.ops),
         pre=whole.linear("pre"),
         post=whole.linear("post"),
         centroids=whole.get_linear("centroids"),
-        tokens=_tokens(source, "head.tokens") if clusters is None else clusters,
+        tokens=tokens,
         target=target.spec,
-        reads=reads,
+        reads=paired_layers(spec, target.spec),
     )
 
 
