@@ -12,7 +12,7 @@ import click
 
 from halfbyte.cli import flags
 from halfbyte.cli.console import document, progress
-from halfbyte.cli.values import gib, length
+from halfbyte.cli.values import gib, length, shares
 from halfbyte.specs import AUTO
 
 if TYPE_CHECKING:
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 def lengths(value: str) -> list[int]:
     """Several lengths: 128,512,2k. A depth may be 0."""
     return [0 if part == "0" else length(part) for part in value.split(",")]
-
-
-def shares(value: str) -> list[float]:
-    """Several numbers: 0.8,0.64."""
-    try:
-        return [float(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"'{value}' is no list of numbers; write 0.8,0.64") from None
 
 
 @click.command("bench")

@@ -28,6 +28,14 @@ def draft(value: str) -> Draft:
     raise click.BadParameter(f"'{value}' is no number of drafts; write auto, off or 4")
 
 
+def shares(value: str) -> list[float]:
+    """Several numbers: 0.8,0.64."""
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is no list of numbers; write 0.8,0.64") from None
+
+
 def size(value: str) -> int:
     """A number of bytes: 12GiB (2^30), 6.7GB (10^9), 512MiB, 8G (2^30)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?[bB])?", value.strip())

@@ -28,7 +28,7 @@ from halfbyte.text.chat import Chat
 from halfbyte.text.tokenizer import Tokenizer
 
 CONVERSATIONS = (".jsonl", ".jsonl.gz")
-TOGETHER = 64  # answers that are generated at once, and kept in one file
+TOGETHER = 32  # answers that are generated at once, and kept in one file
 BEGINNING = 32  # tokens of a text that the target continues
 CHARACTERS = 16  # of a text for every token wanted of it
 
@@ -52,6 +52,19 @@ class Prompt:
 
     ids: tuple[int, ...]
     greedy: bool
+
+
+def advised(assets: TextAssets, *, seed: int) -> SamplingParams:
+    """Sampling as the model's makers advise."""
+    own = assets.generation
+    return SamplingParams(
+        temperature=own.temperature or 1.0,
+        top_k=own.top_k or 0,
+        top_p=own.top_p or 1.0,
+        min_p=own.min_p or 0.0,
+        seed=seed,
+        suppress=frozenset(own.suppress_ids),
+    )
 
 
 class Library:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from halfbyte import env
 from halfbyte.errors import DoesNotFitError, InvalidInputError
 from halfbyte.formats.checkpoint import Source, write_gguf
 from halfbyte.formats.fingerprint import fingerprint
@@ -20,40 +19,29 @@ from halfbyte.formats.jobs import claim
 from halfbyte.formats.manifest import weights_hash, write_manifest
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import drafter_beside, locate
-from halfbyte.kernels.choice import choose, oracle
+from halfbyte.kernels.choice import oracle
+from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import load
 from halfbyte.planner.probe import this_machine
 from halfbyte.quantizer.opening import open_source
 from halfbyte.quantizer.pipeline import Quantized
-from halfbyte.specs import AUTO, ModelSpec, SamplingParams, paired_layers, recipe_of
+from halfbyte.specs import AUTO, ModelSpec, paired_layers, recipe_of
 from halfbyte.training.adamw import AdamW
 from halfbyte.training.beginnings import beginning, first_copied, shape
 from halfbyte.training.drafting import DraftTask, Teaching, held_out
 from halfbyte.training.entry import fitted_entry
 from halfbyte.training.loop import Outcome, Regimen, Tell, train
-from halfbyte.training.passages import Author, Library, Passage
+from halfbyte.training.passages import Passage
 from halfbyte.training.schedule import Schedule
 from halfbyte.training.seen import RowLayout, Seen
 from halfbyte.training.tensors import Tensors, weights_of
 from halfbyte.workflows.artefacts import size_of
+from halfbyte.workflows.listening import Listening
 
-SHORTEST = 3  # tokens of an answer that drafts can be learned from
 RECIPES = ("q4_0", "q8_0")  # the smallest first
 TOLERATED = 0.01  # of the accepted drafts that a smaller drafter may lose
 NONE = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lessons:
-    """What a drafter is taught on: files, so many tokens of what the target says and of texts, in
-    windows of up to `window` tokens and answers of up to `longest`."""
-
-    files: Sequence[Path]
-    tokens: int = 400_000
-    window: int = 512
-    longest: int = 192
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,32 +106,14 @@ class Need:
 class Drafting:
     """The making of one drafter, a step at a time."""
 
-    def __init__(
-        self,
-        model: str,
-        target: Path,
-        *,
-        lessons: Lessons,
-        build: Build,
-        course: Course,
-        device: str = AUTO,
-        threads: int | None = None,
-    ) -> None:
-        self._place = locate(model)
+    def __init__(self, listening: Listening, target: Path, *, build: Build, course: Course) -> None:
         if target.suffix != ".gguf":
             raise InvalidInputError("a drafter is written as X.gguf", where=target)
         self._path = target
         self._folder = target.with_name(f"{target.name}.work")
-        self._lessons, self._build, self._course = lessons, build, course
-        self._device, self._threads = device, threads
-        self._source = open_source(str(self._place))
-        if self._source.assets is None:
-            raise InvalidInputError("has no tokenizer to read texts with", where=self._place)
-        if lessons.window > self._source.spec.context:
-            raise InvalidInputError(
-                f"is beyond the context of {self._source.spec.context} tokens", where="--window"
-            )
-        self._library = Library(self._source.assets, window=lessons.window, seed=lessons.seed)
+        self._listening, self._build, self._course = listening, build, course
+        self._place, self._source = listening.place, listening.source
+        self._lessons = listening.lessons
         self._begun: Path | None = None
         start = self._start_from = self._start()
         self.spec = self._shape() if start is None else self._renewed(start.spec)
@@ -217,55 +187,9 @@ class Drafting:
             )
         return need
 
-    def passages(self, progress: Progress | None) -> list[Passage]:
-        """What is learned from: texts, and what the target says, in equal shares of the files."""
-        lessons, found = self._lessons, list[Passage]()
-        ops = choose(self._source.spec, self._device, threads=self._threads)
-        author = Author(
-            load(self._source, ops),
-            sampling=self._sampling(),
-            library=self._library,
-            longest=lessons.longest,
-            folder=self._answers(),
-        )
-        each = lessons.tokens // len(lessons.files)
-        for number, path in enumerate(lessons.files):
-            wanted, texts = each, [*_up_to(self._library.texts(path), each // 2)]
-            wanted -= sum(text.learned for text in texts)
-            answers = author.answers(
-                self._library.prompts(path),
-                f"{path.name}-{_sha256(path)[:12]}",
-                wanted,
-                _part(progress, number, len(lessons.files)),
-            )
-            found += [*texts, *(it for it in answers if it.learned >= SHORTEST)]
-        return found
-
-    def _sampling(self) -> SamplingParams:
-        """As the model's makers advise."""
-        assert self._source.assets is not None
-        own = self._source.assets.generation
-        return SamplingParams(
-            temperature=own.temperature or 1.0,
-            top_k=own.top_k or 0,
-            top_p=own.top_p or 1.0,
-            min_p=own.min_p or 0.0,
-            seed=self._lessons.seed,
-            suppress=frozenset(own.suppress_ids),
-        )
-
-    def _answers(self) -> Path:
-        """Where the target's answers are kept, for other drafters too."""
-        lessons = self._lessons
-        facts = [weights_hash(self._place), lessons.window, lessons.longest, lessons.seed]
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        folder = env.cache_dir() / "answers" / key
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     def run(self, passages: Sequence[Passage], *, seeing: Progress | None, tell: Tell) -> Trained:
         """Teach it, quantize it, and write it with its manifest."""
-        target = load(self._source, oracle(self._source.spec, self._device, threads=self._threads))
+        target = load(self._source, self._oracle())
         apart = held_out(passages)
         teaching = self._teaching(passages, apart)
         job = {
@@ -309,6 +233,10 @@ class Drafting:
         )
         shutil.rmtree(self._folder, ignore_errors=True)
         return made
+
+    def _oracle(self) -> ReferenceOps:
+        listening = self._listening
+        return oracle(self._source.spec, listening.device, threads=listening.threads)
 
     def _beginning(self, target: Decoder, passages: Sequence[Passage]) -> Mapping[str, Tensor]:
         if self._start_from is not None:
@@ -367,7 +295,7 @@ class Drafting:
     def _manifest(self, recipe: str, accepted: Sequence[float], outcome: Outcome) -> Path:
         details = {
             "lessons": {
-                "files": {path.name: _sha256(path) for path in self._lessons.files},
+                "files": self._listening.files,
                 "tokens": self._lessons.tokens,
                 "seed": self._lessons.seed,
             },
@@ -379,24 +307,5 @@ class Drafting:
         )
 
 
-def _up_to(passages: Iterator[Passage], tokens: int) -> Iterator[Passage]:
-    """The first of the passages, with so many tokens to learn, about."""
-    while tokens > 0 and (passage := next(passages, None)) is not None:
-        tokens -= passage.learned
-        yield passage
-
-
-def _part(progress: Progress | None, number: int, count: int) -> Progress | None:
-    """The progress of one of several parts of equal size."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(number * total + done, count * total)
-
-
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

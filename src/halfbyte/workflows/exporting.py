@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from halfbyte.errors import UnsupportedError
 from halfbyte.formats.atomic import atomic_directory
 from halfbyte.formats.checkpoint import Source, read
 from halfbyte.formats.directory import held_exactly, write_directory
@@ -59,7 +60,14 @@ def export(model: str, target: Path, form: Form, *, progress: Progress | None = 
     """
     place = locate(model, progress)
     check_sizes(place)
-    job = _Job(model=model, place=place, source=read(place), target=target, progress=progress)
+    source = read(place)
+    if source.spec.drafter is not None and source.spec.drafter.head_rows < source.spec.vocab:
+        raise UnsupportedError(
+            "a drafter whose head is a shortlist runs in halfbyte alone",
+            where=place,
+            hint="train one without --shortlist for other programs",
+        )
+    job = _Job(model=model, place=place, source=source, target=target, progress=progress)
     return FORMS[form](job)
 
 
