@@ -69,6 +69,12 @@ class Affine:
         parts += [zero.to(torch.uint8)] if self.zero else []
         return torch.cat([*parts, _paired((integers + zero).to(torch.uint8))], dim=1)
 
+    def read(self, blocks: Tensor) -> tuple[Tensor, Scales]:
+        """The inverse of `write`, with integers in int8."""
+        scale, zero, nibbles = self.parts(blocks)
+        integers = nibbles.to(torch.int8).sub_(zero.to(torch.int8))
+        return integers, Scales(step=scale, low=-zero, high=LEVELS - 1 - zero)
+
     def to_q8_0(self, blocks: Tensor) -> Tensor:
         """The same weights as q8_0's bytes [groups of 32, 34]."""
         scale, integers = self._in_thirty_twos(blocks)

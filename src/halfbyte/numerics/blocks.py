@@ -53,6 +53,10 @@ def write_q8_0(integers: Tensor, scales: Scales) -> Tensor:
     return _q8_0_of(integers, scales.step)
 
 
+def read_q8_0(blocks: Tensor) -> tuple[Tensor, Scales]:
+    return blocks[:, 2:].view(torch.int8), Q8_GRID.scales(read_half(blocks[:, :2]))
+
+
 def _q8_0_of(integers: Tensor, scale: Tensor) -> Tensor:
     return torch.cat([write_half(scale), integers.to(torch.int8).view(torch.uint8)], dim=1)
 
@@ -78,6 +82,10 @@ def choose_q4_0(x: Tensor, weights: Tensor | None) -> Scales:
 
 def write_q4_0(integers: Tensor, scales: Scales) -> Tensor:
     return _q4_0_of((integers + 8).to(torch.uint8), scales.step)
+
+
+def read_q4_0(blocks: Tensor) -> tuple[Tensor, Scales]:
+    return integers_q4_0(blocks), Q4_GRID.scales(read_half(blocks[:, :2]))
 
 
 def _q4_0_of(nibbles: Tensor, scale: Tensor) -> Tensor:

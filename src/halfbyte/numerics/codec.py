@@ -166,6 +166,20 @@ def store(integers: Tensor, scales: Scales, scheme: Scheme) -> QTensor:
     return QTensor(scheme, shape, data)
 
 
+def integers_of(q: QTensor, *, device: str | torch.device = "cpu") -> tuple[Tensor, Scales]:
+    """The inverse of `store`: integers int8 [rows, K] and scales [rows, groups] on `device`.
+
+    Raises `UnsupportedError` for a scheme that has none.
+    """
+    grid = grid_of(q.scheme)
+    integers = torch.empty((q.num_rows, q.width), dtype=torch.int8, device=device)
+    flat, found = integers.view(-1, q.scheme.block), list[Scales]()
+    for start, stop in _tiles(len(flat), q.scheme):
+        flat[start:stop], scales = grid.read(torch.tensor(q.blocks[start:stop], device=device))
+        found.append(scales.each(Tensor.flatten))
+    return integers, joined(found).each(lambda field: field.view(q.num_rows, -1))
+
+
 def convert(q: QTensor, scheme: Scheme, *, method: Method = "rtn") -> QTensor:
     """The same tensor in another scheme; the same scheme returns `q` itself.
 

@@ -28,20 +28,28 @@ class BlockGrid(NamedTuple):
     `choose`: (x [n, block], weights of its error [n, block] or None) -> the scales of least error.
     `storable`: (wished steps, scales) -> the nearest steps that can take their place.
     `write`: (integers [n, block], scales) -> bytes [n, block_bytes].
+    `read`: the inverse of it, with integers in int8.
     """
 
     group: int
     choose: Callable[[Tensor, Tensor | None], Scales]
     storable: Callable[[Tensor, Scales], Tensor]
     write: Callable[[Tensor, Scales], Tensor]
+    read: Callable[[Tensor], tuple[Tensor, Scales]]
 
 
 GRIDS: dict[str, BlockGrid] = {
-    "q8_0": BlockGrid(32, blocks.choose_q8_0, blocks.storable, blocks.write_q8_0),
-    "q4_0": BlockGrid(32, blocks.choose_q4_0, blocks.storable, blocks.write_q4_0),
-    "q6_k": BlockGrid(16, superblocks.choose_q6_k, superblocks.storable, superblocks.write_q6_k),
+    "q8_0": BlockGrid(32, blocks.choose_q8_0, blocks.storable, blocks.write_q8_0, blocks.read_q8_0),
+    "q4_0": BlockGrid(32, blocks.choose_q4_0, blocks.storable, blocks.write_q4_0, blocks.read_q4_0),
+    "q6_k": BlockGrid(
+        16,
+        superblocks.choose_q6_k,
+        superblocks.storable,
+        superblocks.write_q6_k,
+        superblocks.read_q6_k,
+    ),
 } | {
-    name: BlockGrid(SCHEMES[name].block, layout.choose, layout.storable, layout.write)
+    name: BlockGrid(SCHEMES[name].block, layout.choose, layout.storable, layout.write, layout.read)
     for name, layout in AFFINE.items()
 }
 

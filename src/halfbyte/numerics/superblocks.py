@@ -115,12 +115,18 @@ def _six_bit_pairs(field: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode_q6_k(blocks: Tensor) -> Tensor:
-    scales = blocks[:, 192:208].view(torch.int8).float().mul_(read_half(blocks[:, 208:]))
+    integers, scales = read_q6_k(blocks)
+    return integers.float().view(-1, 16, 16).mul_(scales.step[..., None]).view(-1, 256)
+
+
+def read_q6_k(blocks: Tensor) -> tuple[Tensor, Scales]:
+    unit = read_half(blocks[:, 208:])
+    step = blocks[:, 192:208].view(torch.int8).float().mul_(unit)
     # [n, half, quarter, lane]: a half is 128 weights, a quarter 32 of them.
     low = read_nibbles(blocks[:, :128].unflatten(1, (2, 64))).unflatten(-1, (4, 32))
     high = read_pairs(blocks[:, 128:192].unflatten(1, (2, 32))).unflatten(-1, (4, 32))
-    integers = (low | (high << 4)).float().sub_(32)
-    return integers.view(-1, 16, 16).mul_(scales[..., None]).view(-1, 256)
+    integers = (low | (high << 4)).view(torch.int8).sub_(32).view(-1, 256)
+    return integers, Q6_GRID.scales(step, unit.repeat(1, 16))
 
 
 def decode_iq4_xs(blocks: Tensor) -> Tensor:

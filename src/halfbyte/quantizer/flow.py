@@ -53,7 +53,10 @@ class Batch:
 
 
 class Flow:
-    """All windows, in batches. `folder` takes the states that memory should not."""
+    """All windows, in batches of `at_once` (by default some thousand tokens).
+
+    `folder` takes the states that memory should not.
+    """
 
     def __init__(
         self,
@@ -62,12 +65,13 @@ class Flow:
         folder: Path,
         *,
         in_memory: int = IN_MEMORY,
+        at_once: int | None = None,
     ) -> None:
         tokens = sum(len(window) for window in windows)
         per_layer = 0 if spec.per_layer is None else len(spec.layers) * spec.per_layer.width
         spills = 4 * tokens * (spec.hidden + per_layer) > in_memory
         self._folder = folder if spills else None
-        count = max(1, BATCH_TOKENS // max(map(len, windows)))
+        count = at_once or max(1, BATCH_TOKENS // max(map(len, windows)))
         self.batches = [
             self._batch(spec, windows[start : start + count])
             for start in range(0, len(windows), count)

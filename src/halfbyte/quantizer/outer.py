@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from halfbyte.formats.checkpoint import Source
+from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.kernels.reference.ops import Weight
 from halfbyte.models.decoder import Decoder, Weights
 from halfbyte.models.load import per_layer_weights
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.quantizer.observed import ObservedOps
 
 EMBED, PER_LAYER, PROJECT = "embed.weight", "per_layer.embed.weight", "per_layer.project.weight"
 NORM, HEAD = "norm.weight", "head.weight"
 
 
-def outer(source: Source, ops: ObservedOps, made: Mapping[str, QTensor] | None = None) -> Decoder:
+def outer(source: Source, ops: ReferenceOps, made: Mapping[str, QTensor] | None = None) -> Decoder:
     """The decoder of a source whose layers are given to it one at a time.
 
     The tensors of `made` take the place of the source's.

@@ -103,11 +103,19 @@ class ScratchKV:
 
     def __init__(self) -> None:
         self._spans: dict[int, tuple[Tensor, Tensor]] = {}
+        self._all: tuple[Tensor, Tensor] | None = None
 
     def write(self, rows: Rows, k_RGD: Tensor, v_RGD: Tensor) -> None:
         counts = [span.count for span in rows.spans]
         parts = zip(k_RGD.split(counts), v_RGD.split(counts), strict=True)
         self._spans = {id(span): part for span, part in zip(rows.spans, parts, strict=True)}
+        self._all = (k_RGD, v_RGD)
+
+    @property
+    def all(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [R, G, D] of all rows."""
+        assert self._all is not None, "read before anything was written"
+        return self._all
 
     def read(self, span: Span, low: int, high: int) -> tuple[Tensor, Tensor]:
         k, v = self._spans[id(span)]

@@ -1,0 +1,190 @@
+"""A model trained a layer at a time, on the grid that ships: each gives what the original's gives.
+
+The windows go through the original and through what is made so far, side by side. A layer, its
+weights, steps and norms, is trained to make of the one's states what the original makes of the
+other's; then both go on behind it. One layer is resident, whatever the model's size. Finished ones
+are kept in a folder (`quantizer/stages.py`), the one under way in a folder of its own: a kill costs
+minutes, and the result is the same.
+
+The loss is the mean square of the difference, over that of what the layer adds: 0 is the original.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfbyte.formats.checkpoint import Source
+from halfbyte.models.decoder import Decoder
+from halfbyte.models.load import layer_weights
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.quantizer.flow import Batch, Flow
+from halfbyte.quantizer.outer import outer
+from halfbyte.quantizer.stages import Stages, stage_of
+from halfbyte.training.loop import Learned, Optimizer, Outcome, Regimen, Tell, train
+from halfbyte.training.ops import TrainingOps
+from halfbyte.training.order import Order
+from halfbyte.training.student import Tensors
+
+Make = Callable[[str, Mapping[str, QTensor], Mapping[str, QTensor]], Tensors]
+"""(layer, the original's tensors, those of the start) -> what is trained of it."""
+
+
+class Layer:
+    """Layer `index` over `tensors`, as a step of a forward."""
+
+    def __init__(self, decoder: Decoder, ops: TrainingOps, index: int, tensors: Tensors) -> None:
+        self._decoder, self._ops, self._index = decoder, ops, index
+        self.tensors = tensors
+
+    def run(self, batch: Batch) -> Tensor:
+        """The states [R, H] behind the layer, of those of a batch before it."""
+        decoder, index, device = self._decoder, self._index, self._ops.device
+        weights = layer_weights(
+            self.tensors.weights(f"layers.{index}.", device), decoder.spec, index
+        )
+        keys = batch.keys_of(decoder.spec, index)
+        x = decoder.attention(batch.x.to(device), index, weights, batch.rows, keys)
+        inputs = None if batch.inputs is None else batch.inputs.to(device)
+        return decoder.feed_forward(x, index, weights, inputs)
+
+    @torch.no_grad()
+    def advance(self, flow: Flow) -> None:
+        """The states of all windows become those behind the layer."""
+        for batch in flow.batches:
+            batch.x.copy_(self.run(batch))
+
+
+class LayerTask:
+    """A task for the training loop: one layer. The last `held` batches are only measured."""
+
+    def __init__(
+        self, layer: Layer, given: Flow, wanted: Flow, *, held: int, batches: int, seed: int
+    ) -> None:
+        self._layer, self._given, self._wanted = layer, given.batches, wanted.batches
+        self._taught = len(self._given) - held
+        self._order = Order(count=self._taught, batch=batches, seed=seed)
+        self._size = self._change()
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return self._layer.tensors.parameters
+
+    def learn(self, step: int) -> Learned:
+        index = self._order.of(step)
+        loss = 0.0
+        for number in index:
+            found = self._loss(number) / len(index)
+            found.backward()
+            loss += float(found.detach())
+        return Learned(loss=loss, tokens=sum(len(self._given[i].x) for i in index))
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        held = range(self._taught, len(self._given))
+        return sum(float(self._loss(number)) for number in held) / len(held)
+
+    def _loss(self, number: int) -> Tensor:
+        batch = self._given[number]
+        found = self._layer.run(replace(batch, kept={**batch.kept}))
+        wanted = self._wanted[number].x.to(found.device)
+        return (found - wanted).square().mean() / self._size
+
+    def _change(self) -> float:
+        """The mean square of what the layer adds on the way of the original, about."""
+        batch = self._given[-1]
+        wanted = self._wanted[-1].x
+        return max(float((wanted - batch.x).square().mean()), 1e-30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How every layer is trained: its task's `batches` of windows a step, `held` of all apart."""
+
+    regimen: Regimen
+    optimizer: Callable[[Tensors], Optimizer]
+    batches: int
+    held: int
+    seed: int
+
+
+class Layerwise:
+    """One job: `original` taught to the tensors that `start` stores, into `stages`."""
+
+    def __init__(
+        self,
+        original: Source,
+        start: Source,
+        windows: Sequence[Sequence[int]],
+        stages: Stages,
+        plan: Plan,
+        make: Make,
+        *,
+        ops: TrainingOps,
+        at_once: int,
+    ) -> None:
+        self._original, self._start, self._stages, self._plan = original, start, stages, plan
+        self._make, self._ops = make, ops
+        flows = [Flow(original.spec, windows, stages.folder, at_once=at_once) for _ in range(2)]
+        self._wanted, self._given = flows
+        self._decoders = outer(original, ops), outer(start, ops)
+
+    def run(self, tell: Callable[[str], Tell], job: Mapping[str, Any]) -> dict[str, Outcome]:
+        """Trains what is not there yet; how each layer of this process ended, by name."""
+        with torch.no_grad():
+            self._wanted.enter(self._decoders[0])
+            self._given.enter(self._decoders[1])
+        ended: dict[str, Outcome] = {}
+        for stage, items in groupby(self._start.tensors(), lambda item: stage_of(item[0])):
+            begun = dict(items)
+            if not stage.startswith("layers."):
+                if not self._stages.has(stage):
+                    self._stages.save(stage, begun)
+                continue
+            original = {name: self._original.tensor(name) for name in begun}
+            self._advance(self._wanted, self._decoders[0], stage, original)
+            if not self._stages.has(stage):
+                tensors = self._make(stage, original, begun)
+                ended[stage] = self._train(stage, tensors, tell(stage), job)
+                self._stages.save(stage, dict(tensors.results()))
+            made = dict(self._stages.load(stage))
+            self._advance(self._given, self._decoders[1], stage, made)
+        return ended
+
+    def _train(self, stage: str, tensors: Tensors, tell: Tell, job: Mapping[str, Any]) -> Outcome:
+        layer = Layer(self._decoders[1], self._ops, _number(stage), tensors)
+        plan = self._plan
+        task = LayerTask(
+            layer,
+            self._given,
+            self._wanted,
+            held=plan.held,
+            batches=plan.batches,
+            seed=plan.seed + _number(stage),
+        )
+        folder = self._stages.folder / stage
+        outcome = train(
+            task,
+            plan.optimizer(tensors),
+            plan.regimen,
+            folder,
+            job={**job, "layer": stage},
+            tell=tell,
+        )
+        shutil.rmtree(folder)
+        return outcome
+
+    def _advance(
+        self, flow: Flow, decoder: Decoder, stage: str, stored: Mapping[str, QTensor]
+    ) -> None:
+        Layer(decoder, self._ops, _number(stage), Tensors(stored, {})).advance(flow)
+
+
+def _number(stage: str) -> int:
+    return int(stage.split(".")[1])

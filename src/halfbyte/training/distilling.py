@@ -1,0 +1,83 @@
+"""A model that learns to predict as its original does, end to end, on the grid that ships.
+
+The loss is KL(original || model) over the whole vocabulary, of every row that counts; for a task of
+one's own it is mixed with -log p of what should be said. What is held out is measured without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfbyte.training.divergence import divergence
+from halfbyte.training.loop import Learned
+from halfbyte.training.order import Order
+from halfbyte.training.samples import Samples
+from halfbyte.training.student import Student
+from halfbyte.training.teacher import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Windows, what the original makes of them, and the share of their own tokens in the loss."""
+
+    samples: Samples
+    teacher: Teacher
+    supervised: float = 0.0
+
+
+class Distillation:
+    """A task for the training loop. `at_once` windows go through the model at a time."""
+
+    def __init__(
+        self, student: Student, lesson: Lesson, held: Lesson, order: Order, *, at_once: int
+    ) -> None:
+        self._student, self._lesson, self._held = student, lesson, held
+        self._order, self._at_once = order, at_once
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return self._student.tensors.parameters
+
+    def learn(self, step: int) -> Learned:
+        index = self._order.of(step)
+        total = float(self._lesson.samples.weights[index].sum())
+        loss = 0.0
+        for part in self._parts(index):
+            share = float(self._lesson.samples.weights[part].sum()) / total
+            found = self._loss(self._lesson, part) * share
+            found.backward()
+            loss += float(found.detach())
+        return Learned(loss=loss, tokens=len(index) * self._lesson.samples.length)
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        weights = self._held.samples.weights
+        parts = self._parts(range(len(weights)))
+        sums = [float(self._loss(self._held, p)) * float(weights[p].sum()) for p in parts]
+        return sum(sums) / float(weights.sum())
+
+    def _loss(self, lesson: Lesson, index: Sequence[int]) -> Tensor:
+        states, head = self._student.states(lesson.samples.inputs(index))
+        weights = torch.from_numpy(lesson.samples.weights[index]).flatten().to(states.device)
+        targets = None
+        if lesson.supervised:
+            ids = torch.from_numpy(lesson.samples.token_ids[index, 1:])
+            targets = ids.flatten().to(states.device)
+        return divergence(
+            states,
+            head,
+            lesson.teacher.of(index),
+            weights,
+            softcap=self._student.spec.logit_softcap,
+            targets=targets,
+            supervised=lesson.supervised,
+        )
+
+    def _parts(self, index: Sequence[int]) -> list[list[int]]:
+        return [
+            [*index[start : start + self._at_once]] for start in range(0, len(index), self._at_once)
+        ]

@@ -1,0 +1,98 @@
+"""How far a student's predictions are from its teacher's, over the whole vocabulary.
+
+KL(teacher || student) of every row, exact, from final states and heads. The logits of a few rows
+exist at a time: their gradients are taken at once, and what is kept for the way back are those at
+the student's states and head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfbyte.training.heads import StoredHead
+
+AT_ONCE = 1 << 20  # logits of each side that exist at once: 4 MiB, which a cache holds
+
+Logits = Callable[[int, int], Tensor]
+"""(first row, row after the last) -> the teacher's logits of these rows, soft cap and all."""
+
+
+def divergence(
+    states: Tensor,
+    head: Tensor | StoredHead,
+    teacher: Logits,
+    weights: Tensor,
+    *,
+    softcap: float | None,
+    targets: Tensor | None = None,
+    supervised: float = 0.0,
+    at_once: int = AT_ONCE,
+) -> Tensor:
+    """The mean over rows of the KL(teacher || student), weighted by `weights` [R].
+
+    states [R, H] and head [V, H] f32 are the student's; a stored head has no gradient. With
+    `supervised` = s it is (1 - s) of that plus s times the mean of -log p of `targets` [R].
+    """
+    loss: Tensor = _Divergence.apply(  # type: ignore
+        states, head, teacher, weights, softcap, targets, supervised, at_once
+    )
+    return loss
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        head: Tensor | StoredHead,
+        teacher: Logits,
+        weights: Tensor,
+        softcap: float | None,
+        targets: Tensor | None,
+        supervised: float,
+        at_once: int,
+    ) -> Tensor:
+        at_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        trained = isinstance(head, Tensor)
+        at_head = torch.zeros_like(head) if trained and ctx.needs_input_grad[1] else None
+        share = weights / weights.sum().clamp(min=1e-30)
+        loss = states.new_zeros((), dtype=torch.float64)
+        step = max(1, at_once // len(head))
+        for start in range(0, len(states), step):
+            rows = slice(start, min(start + step, len(states)))
+            own = states[rows] @ head.t() if trained else head.product(states[rows])
+            bent = None
+            if softcap is not None:
+                bent = own.div_(softcap).tanh_()
+                own = bent * softcap
+            log_p = own.log_softmax(-1)
+            known = teacher(rows.start, rows.stop).log_softmax(-1)
+            wanted = known.exp()
+            each = torch.linalg.vecdot(wanted, known.sub_(log_p))
+            if supervised and targets is not None:
+                right = targets[rows, None]
+                each = each.mul_(1 - supervised).sub_(supervised * log_p.gather(1, right)[:, 0])
+                added = torch.full_like(right, supervised, dtype=wanted.dtype)
+                wanted.mul_(1 - supervised).scatter_add_(1, right, added)
+            loss += (each.double() * share[rows]).sum()
+            if at_states is None:
+                continue
+            at_z = log_p.exp_().sub_(wanted).mul_(share[rows, None])
+            if bent is not None:
+                at_z.addcmul_(at_z, bent.square_(), value=-1)
+            at_states[rows] = at_z @ head if trained else head.back(at_z)
+            if at_head is not None:
+                at_head.addmm_(at_z.t(), states[rows])
+        ctx.save_for_backward(at_states, at_head)
+        return loss.float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        at_states, at_head = (
+            None if found is None else found.mul_(gradients[0]) for found in ctx.saved_tensors
+        )
+        return at_states, at_head, *(None,) * 6

@@ -1,0 +1,93 @@
+"""The ways to train a model on its grid, as the weights that each makes trainable.
+
+`full`: every weight, step and vector, all at once. `blockwise`: the same of a layer at a time.
+`lora`: a change of low rank inside the rounding, the steps and the vectors. `scales`: the steps and
+the vectors alone; the integers stay those of the start. Tables (an embedding, a head) are trained
+in `full` only, and stay as they are stored in the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from halfbyte.numerics.codec import decode
+from halfbyte.numerics.qtensor import QTensor
+from halfbyte.training.adamw import AdamW
+from halfbyte.training.grid import DOWN, PLACE, STEP, UP, OnGrid, Places, Steps, Updates, trainable
+from halfbyte.training.loop import Optimizer
+from halfbyte.training.small_adamw import SmallAdamW
+from halfbyte.training.student import TABLES, VALUE, Tensors, Vector
+
+Mode = Literal["full", "blockwise", "lora", "scales"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+FOUR_BITS = ("q4_0", "int4", "uint4")  # whose places bf16 tells apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """How far one step moves: a place, in steps of the grid; a step or a number of a vector, in
+    parts of its tensor's mean; a factor of a low-rank update."""
+
+    places: float = 0.005
+    steps: float = 0.0005
+    vectors: float = 0.0005
+    updates: float = 0.005
+
+    def of(self, name: str) -> float:
+        """The rate of a parameter, by its name's end."""
+        return {
+            PLACE: self.places,
+            STEP: self.steps,
+            VALUE: self.vectors,
+            UP: self.updates,
+            DOWN: self.updates,
+        }[name.rpartition(".")[2]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """How tensors are trained: the mode, where, the rank of updates, and whether in little memory
+    (8-bit states, places in bf16)."""
+
+    mode: Mode
+    device: str = "cpu"
+    rank: int = 16
+    small: bool = False
+    seed: int = 0
+    rates: Rates = Rates()
+
+    def tensors(self, original: Callable[[str], QTensor], start: Mapping[str, QTensor]) -> Tensors:
+        """The tensors of `start`, with what is trained of them; `original` by name."""
+        found: dict[str, OnGrid] = {}
+        for number, (name, q) in enumerate(start.items()):
+            made = self._trained(name, q, original, number)
+            if made is not None:
+                found[name] = made
+        return Tensors(start, found)
+
+    def optimizer(self, tensors: Tensors) -> Optimizer:
+        """With the rates of every parameter; the schedule's rate is a factor."""
+        rates = {name: size * self.rates.of(name) for name, size in tensors.rates.items()}
+        if self.small:
+            return SmallAdamW(parameters=tensors.parameters, rates=rates, seed=self.seed)
+        return AdamW(parameters=tensors.parameters, rates=rates)
+
+    def _trained(
+        self, name: str, q: QTensor, original: Callable[[str], QTensor], number: int
+    ) -> OnGrid | None:
+        if len(q.shape) == 1:
+            return Vector(q, self.device) if q.scheme.name == "f32" else None
+        if not trainable(q.scheme) or (name in TABLES and self.mode != "full"):
+            return None
+        if self.mode == "scales":
+            return Steps(q, self.device)
+        before = decode(original(name), device=self.device)
+        if self.mode == "lora":
+            seed = self.seed * 1_000_003 + number
+            return Updates(q, before, self.device, rank=self.rank, seed=seed)
+        rough = self.small and q.scheme.name.startswith(FOUR_BITS)
+        return Places(q, before, self.device, kept=torch.bfloat16 if rough else torch.float32)
