@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "What a model is: spec, tensors, schemes, template, stop ids."),
     "run": ("run", "Generate text: one shot, from stdin, or a chat."),
     "quantize": ("quantize", "Make a smaller model on the grid that ships."),
+    "distill": ("distill", "Train a quantized model to predict as its original does."),
     "draft": ("draft", "Train a drafter for a model; measure what drafting gains."),
     "eval": ("evaluate", "Measure perplexity, and KL and top-1 against a reference."),
     "compare": ("compare", "Before and after in one table: memory, speed, fidelity."),

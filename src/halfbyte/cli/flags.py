@@ -128,9 +128,10 @@ OF_TRAINING = (
 TRAINING = _all(
     click.option(
         "--train",
-        type=click.Choice(["full", "lora", "qlora", "blockwise", "scales"]),
-        help="Plan a training: of all weights, of low-rank updates of plain or packed weights, of "
-        "one block after another on the 4-bit grid, or of its scales alone.",
+        type=click.Choice(["full", "lora", "qlora", "qat", "qat-lora", "scales", "blockwise"]),
+        help="Plan a training: of all weights, of low-rank updates of plain or packed weights; or, "
+        "as distill does, on the 4-bit grid: of all weights, of low-rank updates inside the "
+        "rounding, of the scales alone, of one layer after another.",
     ),
     click.option("--batch", type=click.IntRange(min=1), default=1, help="Sequences on a GPU."),
     click.option("--seq", type=length, default="2k", help="Tokens of a sequence."),

@@ -1,8 +1,9 @@
 """What training takes: weights, gradients, optimizer, activations, and where each of them lies.
 
-Pure arithmetic over a spec. Five ways to train are one ledger with other counts: what is trained,
+Pure arithmetic over a spec. Ways to train are one ledger with other counts: what is trained,
 what is frozen and how it is stored, and which part is resident. `states` and `activations` are the
-building blocks; a trainer that has measured its own constants gives them as `Constants`.
+building blocks; a trainer that has measured its own constants gives them as `Constants`. Those that
+train on the grid that ships have a ledger of their own (`grid_training.py`).
 
 ZeRO divides what every GPU would hold again: 1 the optimizer's states, 2 the gradients, 3 the
 weights. Offload moves them to the host or a disk. Buffers are those of the settings that
@@ -23,16 +24,16 @@ from math import ceil
 from typing import Literal, get_args
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.specs import Basis, LayerSpec, ModelSpec, Scheme, TensorSpec, linears
+from halfbyte.specs import Basis, LayerSpec, ModelSpec, Scheme, linears
 
-Mode = Literal["full", "lora", "qlora", "blockwise", "scales"]
+Mode = Literal["full", "lora", "qlora", "qat", "qat-lora", "scales", "blockwise"]
 Precision = Literal["fp32", "mixed", "bf16"]
 Optimizer = Literal["adamw", "adamw-8bit", "sgd"]
 Offload = Literal["none", "cpu", "nvme"]
 Place = Literal["device", "host", "disk"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
-OURS: tuple[Mode, ...] = ("blockwise", "scales")  # on one device, on the grid that ships
+OURS: tuple[Mode, ...] = ("qat", "qat-lora", "scales", "blockwise")  # on the grid, one device
 
 # Bytes of a trained number: as it is computed with, of its gradient, of a master copy in fp32.
 NUMBERS: dict[Precision, tuple[int, int, int]] = {
@@ -47,7 +48,6 @@ COMPUTED = 2  # bytes of a weight as it enters a product
 
 BUCKET = 50_000_000  # numbers that are sent between GPUs at once
 PREFETCH = 50_000_000
-BLOCK_COPIES = 2  # of every block's input: from the original, and from what is quantized so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,8 @@ class Training:
 
     `loss_rows` of them are turned into logits at a time, None for all. `recipe` is how a frozen
     body is stored, `rank` that of low-rank updates. `tokens`: whose final states a teacher has left
-    on disk, and blockwise, whose inputs of a block lie ready. Raises `InvalidInputError`.
+    on disk, and blockwise, whose inputs of a block lie ready. On the grid everything is computed in
+    f32, and bf16 is how weights are kept. Raises `InvalidInputError`.
     """
 
     mode: Mode
@@ -132,48 +133,22 @@ def costs(
     training: Training,
     constants: Constants = PLAIN,
 ) -> Iterator[Cost]:
-    """Every cost of a training. `schemes` is how a frozen body is stored.
-
-    Raises `InvalidInputError` for sequences beyond the model's context.
-    """
-    if training.length > spec.context:
-        raise InvalidInputError(
-            f"sequences of {training.length} are beyond the model's {spec.context}",
-            hint=f"give --seq {spec.context} or less",
-        )
+    """Every cost of a training off the grid. `schemes` is how a frozen body is stored."""
     yield from frozen(spec, schemes, training)
-    yield from states(trained(spec, schemes, training), training)
+    yield from states(trained(spec, training), training)
     yield from rounded(spec, training)
     yield from activations(spec, training, constants)
-    if training.mode != "blockwise":
-        yield logits(spec, training, constants)
+    yield logits(spec, training, constants)
     yield from data(spec, training)
     if training.zero:
         yield from buffers(spec, training)
 
 
-def trained(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
-    """How many numbers are trained at once."""
+def trained(spec: ModelSpec, training: Training) -> int:
+    """How many numbers are trained."""
     if training.mode == "full":
         return spec.parameters
-    if training.mode in ("lora", "qlora"):
-        return sum(training.rank * sum(tensor.shape) for tensor in linears(spec))
-    scales = {
-        tensor.name: _scales(tensor, schemes[tensor.name])
-        for tensor in linears(spec)
-        if not schemes[tensor.name].is_float
-    }
-    if training.mode == "scales":
-        return sum(scales.values())
-    return block_weights(spec) + max(
-        sum(count for name, count in scales.items() if name.startswith(f"layers.{index}."))
-        for index in range(len(spec.layers))
-    )
-
-
-def _scales(tensor: TensorSpec, scheme: Scheme) -> int:
-    """One for every block; where a block is one weight, one for every row."""
-    return tensor.shape[0] if scheme.block == 1 else tensor.count // scheme.block
+    return sum(training.rank * sum(tensor.shape) for tensor in linears(spec))
 
 
 def block_weights(spec: ModelSpec) -> int:
@@ -187,7 +162,7 @@ def block_weights(spec: ModelSpec) -> int:
 
 def frozen(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> Iterator[Cost]:
     """Weights that are not trained: none, all in bf16, or all as they are stored."""
-    if training.mode in ("full", "blockwise"):
+    if training.mode == "full":
         return
     sizes: Counter[str] = Counter()
     for tensor in spec.tensors():
@@ -242,28 +217,20 @@ def _away(training: Training) -> Place:
 
 
 def rounded(spec: ModelSpec, training: Training) -> Iterator[Cost]:
-    """Weights as they come out of the rounding, or unpacked for a product."""
-    largest = max(tensor.count for tensor in linears(spec))
-    if training.mode in OURS:
-        size, note = COMPUTED * block_weights(spec), "a layer on the grid, kept for its backward"
-    elif training.mode == "qlora":
-        size, note = COMPUTED * largest, "one matrix unpacked"
-    else:
-        return
-    yield Cost(component="weights.rounded", bytes=size, note=note)
+    """Weights unpacked for a product."""
+    if training.mode == "qlora":
+        size = COMPUTED * max(tensor.count for tensor in linears(spec))
+        yield Cost(component="weights.rounded", bytes=size, note="one matrix unpacked")
 
 
 def activations(spec: ModelSpec, training: Training, constants: Constants) -> Iterator[Cost]:
     """What is kept for the backward pass, and what a layer's backward computes at once.
 
-    With checkpointing, every layer's input and one layer's inside; without it all of them. A block
-    alone is one layer.
+    With checkpointing, every layer's input and one layer's inside; without it all of them.
     """
     per_layer = [kept(layer, spec, constants) for layer in spec.layers]
     largest = max(per_layer)
-    if training.mode == "blockwise":
-        inside, note = largest, "of one layer"
-    elif training.checkpointing:
+    if training.checkpointing:
         inside, note = largest, "of one layer, computed again"
         size = training.rows * len(spec.layers) * spec.hidden * constants.kept_bytes
         yield Cost(component="activations.checkpoints", bytes=ceil(size), note="each layer's input")
@@ -314,18 +281,9 @@ def logits(spec: ModelSpec, training: Training, constants: Constants) -> Cost:
 
 
 def data(spec: ModelSpec, training: Training) -> Iterator[Cost]:
-    """What lies ready: a teacher's final states, and blockwise the inputs of a block."""
+    """A teacher's final states, which lie ready."""
     size = 2 * training.tokens * spec.hidden
-    if not size:
-        return
-    if training.mode == "blockwise":
-        yield Cost(
-            component="data.blocks",
-            bytes=BLOCK_COPIES * size,
-            place="host",
-            note=f"inputs of a block, {training.tokens} tokens in bf16, twice",
-        )
-    else:
+    if size:
         note = f"final states of {training.tokens} tokens in bf16"
         yield Cost(component="data.teacher", bytes=size, place="disk", note=note)
 

@@ -6,11 +6,12 @@ without a GPU the host is the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halfbyte.errors import InvalidInputError
+from halfbyte.planner.grid_training import costs_on_grid
 from halfbyte.planner.runtimes import CUDA_BYTES, PROCESS_BYTES
 from halfbyte.planner.solve import MARGIN, Model, schemes_of
 from halfbyte.planner.training import (
@@ -27,7 +28,9 @@ from halfbyte.planner.training import (
     costs,
     states,
 )
-from halfbyte.specs import Machine
+from halfbyte.specs import Machine, ModelSpec, Scheme
+
+PACKED = ("qlora",)  # what begins with weights that are quantized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +71,14 @@ def plan_training(
 ) -> TrainingPlan:
     """The plan of a training. Raises `InvalidInputError` for one that the model cannot have."""
     schemes = model.schemes if model.quantized else schemes_of(model.spec, training.recipe)
-    if model.quantized and training.mode in ("full", "lora", "blockwise"):
+    if model.quantized and training.mode not in PACKED:
         raise InvalidInputError(
             f"--train {training.mode} begins with weights that are not quantized",
             where=model.name,
-            hint="name the original, or --train qlora or scales",
+            hint="name the original, or --train qlora",
         )
     budget = machine.memory_bytes if budget_bytes is None else budget_bytes
-    own = [*costs(model.spec, schemes, training, constants)]
+    own = [*costs_of(model.spec, schemes, training, constants)]
     if machine.kind == "cpu":
         own = [replace(cost, place="device") if cost.place == "host" else cost for cost in own]
     return TrainingPlan(
@@ -85,6 +88,24 @@ def plan_training(
         costs=(*own, *_around(machine, constants, budget, given=budget_bytes is not None)),
         budget_bytes=budget,
     )
+
+
+def costs_of(
+    spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training, constants: Constants = PLAIN
+) -> Iterator[Cost]:
+    """Every cost of a training. `schemes` is how a frozen body, or the result, is stored.
+
+    Raises `InvalidInputError` for sequences beyond the model's context.
+    """
+    if training.length > spec.context:
+        raise InvalidInputError(
+            f"sequences of {training.length} are beyond the model's {spec.context}",
+            hint=f"give --seq {spec.context} or less",
+        )
+    if training.mode in OURS:
+        yield from costs_on_grid(spec, schemes, training)
+    else:
+        yield from costs(spec, schemes, training, constants)
 
 
 def _around(machine: Machine, constants: Constants, budget: int, *, given: bool) -> Iterable[Cost]:
@@ -112,7 +133,7 @@ def other_ways(model: Model, training: Training) -> Iterable[Training]:
     """The same batch trained in every other way that there is on as many GPUs."""
     for mode in MODES:
         alone = mode in OURS
-        possible = mode in ("qlora", "scales") if model.quantized else True
+        possible = mode in PACKED if model.quantized else True
         if mode == training.mode or not possible or (alone and training.gpus > 1):
             continue
         zero = 0 if alone else min(training.zero, 2) if mode == "qlora" else training.zero

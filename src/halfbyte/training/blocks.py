@@ -27,13 +27,11 @@ from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer.flow import Batch, Flow
 from halfbyte.quantizer.outer import outer
 from halfbyte.quantizer.stages import Stages, stage_of
-from halfbyte.training.loop import Learned, Optimizer, Outcome, Regimen, Tell, train
+from halfbyte.training.loop import Learned, Outcome, Regimen, Tell, train
+from halfbyte.training.modes import Trainer
 from halfbyte.training.ops import TrainingOps
 from halfbyte.training.order import Order
 from halfbyte.training.student import Tensors
-
-Make = Callable[[str, Mapping[str, QTensor], Mapping[str, QTensor]], Tensors]
-"""(layer, the original's tensors, those of the start) -> what is trained of it."""
 
 
 class Layer:
@@ -104,11 +102,10 @@ class LayerTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How every layer is trained: its task's `batches` of windows a step, `held` of all apart."""
+class Lessons:
+    """How every layer is taught: its task's `batches` of windows a step, `held` of all apart."""
 
     regimen: Regimen
-    optimizer: Callable[[Tensors], Optimizer]
     batches: int
     held: int
     seed: int
@@ -123,14 +120,14 @@ class Layerwise:
         start: Source,
         windows: Sequence[Sequence[int]],
         stages: Stages,
-        plan: Plan,
-        make: Make,
+        lessons: Lessons,
+        trainer: Trainer,
         *,
-        ops: TrainingOps,
         at_once: int,
     ) -> None:
-        self._original, self._start, self._stages, self._plan = original, start, stages, plan
-        self._make, self._ops = make, ops
+        self._original, self._start, self._stages = original, start, stages
+        self._lessons, self._trainer = lessons, trainer
+        self._ops = ops = TrainingOps(trainer.device)
         flows = [Flow(original.spec, windows, stages.folder, at_once=at_once) for _ in range(2)]
         self._wanted, self._given = flows
         self._decoders = outer(original, ops), outer(start, ops)
@@ -150,7 +147,7 @@ class Layerwise:
             original = {name: self._original.tensor(name) for name in begun}
             self._advance(self._wanted, self._decoders[0], stage, original)
             if not self._stages.has(stage):
-                tensors = self._make(stage, original, begun)
+                tensors = self._trainer.tensors(self._original.tensor, begun)
                 ended[stage] = self._train(stage, tensors, tell(stage), job)
                 self._stages.save(stage, dict(tensors.results()))
             made = dict(self._stages.load(stage))
@@ -159,20 +156,20 @@ class Layerwise:
 
     def _train(self, stage: str, tensors: Tensors, tell: Tell, job: Mapping[str, Any]) -> Outcome:
         layer = Layer(self._decoders[1], self._ops, _number(stage), tensors)
-        plan = self._plan
+        lessons = self._lessons
         task = LayerTask(
             layer,
             self._given,
             self._wanted,
-            held=plan.held,
-            batches=plan.batches,
-            seed=plan.seed + _number(stage),
+            held=lessons.held,
+            batches=lessons.batches,
+            seed=lessons.seed + _number(stage),
         )
         folder = self._stages.folder / stage
         outcome = train(
             task,
-            plan.optimizer(tensors),
-            plan.regimen,
+            self._trainer.optimizer(tensors),
+            lessons.regimen,
             folder,
             job={**job, "layer": stage},
             tell=tell,

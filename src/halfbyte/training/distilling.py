@@ -22,11 +22,10 @@ from halfbyte.training.teacher import Teacher
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Windows, what the original makes of them, and the share of their own tokens in the loss."""
+    """Windows, and what the original makes of them."""
 
     samples: Samples
     teacher: Teacher
-    supervised: float = 0.0
 
 
 class Distillation:
@@ -44,11 +43,13 @@ class Distillation:
 
     def learn(self, step: int) -> Learned:
         index = self._order.of(step)
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
         total = float(self._lesson.samples.weights[index].sum())
         loss = 0.0
         for part in self._parts(index):
             share = float(self._lesson.samples.weights[part].sum()) / total
-            found = self._loss(self._lesson, part) * share
+            found = self._loss(self._lesson, part, supervised=True) * share
             found.backward()
             loss += float(found.detach())
         return Learned(loss=loss, tokens=len(index) * self._lesson.samples.length)
@@ -57,24 +58,28 @@ class Distillation:
     def measure(self) -> float:
         weights = self._held.samples.weights
         parts = self._parts(range(len(weights)))
-        sums = [float(self._loss(self._held, p)) * float(weights[p].sum()) for p in parts]
+        sums = [
+            float(self._loss(self._held, p, supervised=False)) * float(weights[p].sum())
+            for p in parts
+        ]
         return sum(sums) / float(weights.sum())
 
-    def _loss(self, lesson: Lesson, index: Sequence[int]) -> Tensor:
+    def _loss(self, lesson: Lesson, index: list[int], *, supervised: bool) -> Tensor:
         states, head = self._student.states(lesson.samples.inputs(index))
-        weights = torch.from_numpy(lesson.samples.weights[index]).flatten().to(states.device)
-        targets = None
-        if lesson.supervised:
-            ids = torch.from_numpy(lesson.samples.token_ids[index, 1:])
-            targets = ids.flatten().to(states.device)
+        samples, device = lesson.samples, states.device
+        targets, shares = None, None
+        if supervised and samples.supervised[index].any():
+            targets = torch.from_numpy(samples.token_ids[index, 1:]).flatten().to(device)
+            each = torch.from_numpy(samples.supervised[index])
+            shares = each.repeat_interleave(samples.length).to(device)
         return divergence(
             states,
             head,
             lesson.teacher.of(index),
-            weights,
+            torch.from_numpy(samples.weights[index]).flatten().to(device),
             softcap=self._student.spec.logit_softcap,
             targets=targets,
-            supervised=lesson.supervised,
+            shares=shares,
         )
 
     def _parts(self, index: Sequence[int]) -> list[list[int]]:

@@ -29,16 +29,16 @@ def divergence(
     *,
     softcap: float | None,
     targets: Tensor | None = None,
-    supervised: float = 0.0,
+    shares: Tensor | None = None,
     at_once: int = AT_ONCE,
 ) -> Tensor:
     """The mean over rows of the KL(teacher || student), weighted by `weights` [R].
 
     states [R, H] and head [V, H] f32 are the student's; a stored head has no gradient. With
-    `supervised` = s it is (1 - s) of that plus s times the mean of -log p of `targets` [R].
+    `shares` [R] it is 1 - share of that, plus the share of -log p of `targets` [R].
     """
     loss: Tensor = _Divergence.apply(  # type: ignore
-        states, head, teacher, weights, softcap, targets, supervised, at_once
+        states, head, teacher, weights, softcap, targets, shares, at_once
     )
     return loss
 
@@ -53,7 +53,7 @@ class _Divergence(torch.autograd.Function):
         weights: Tensor,
         softcap: float | None,
         targets: Tensor | None,
-        supervised: float,
+        shares: Tensor | None,
         at_once: int,
     ) -> Tensor:
         at_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
@@ -73,11 +73,11 @@ class _Divergence(torch.autograd.Function):
             known = teacher(rows.start, rows.stop).log_softmax(-1)
             wanted = known.exp()
             each = torch.linalg.vecdot(wanted, known.sub_(log_p))
-            if supervised and targets is not None:
-                right = targets[rows, None]
-                each = each.mul_(1 - supervised).sub_(supervised * log_p.gather(1, right)[:, 0])
-                added = torch.full_like(right, supervised, dtype=wanted.dtype)
-                wanted.mul_(1 - supervised).scatter_add_(1, right, added)
+            if shares is not None and targets is not None:
+                right, own_share = targets[rows, None], shares[rows, None]
+                surprise = log_p.gather(1, right).neg_()
+                each = torch.lerp(each[:, None], surprise, own_share)[:, 0]
+                wanted.mul_(1 - own_share).scatter_add_(1, right, own_share)
             loss += (each.double() * share[rows]).sum()
             if at_states is None:
                 continue

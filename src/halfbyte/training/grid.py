@@ -92,8 +92,8 @@ class Lattice:
         return torch.minimum(integers, high, out=integers), wished
 
     def grouped(self, x: Tensor) -> Tensor:
-        """[rows, groups, group]; a view."""
-        return x.view(-1, self.groups, self.shape[-1] // self.groups)
+        """[rows, groups, group]."""
+        return x.reshape(-1, self.groups, self.shape[-1] // self.groups)
 
     def packed(self, integers: Tensor, step: Tensor) -> QTensor:
         """The bytes of integers under steps that need not be stored ones."""
@@ -227,7 +227,7 @@ class Updates:
         """[rows, groups, group] of an update."""
         integers = grid_of(self.lattice.scheme).read(self._bytes)[0]
         rest = read_nibbles(self._rest).float().add_(0.5).div_(SIXTEENTHS).sub_(0.5)
-        start = rest.add_(integers.view(rest.shape))
+        start = rest.add_(integers.reshape(rest.shape))
         return self.lattice.grouped(start.addmm_(up, down))
 
     def weight(self) -> Tensor:

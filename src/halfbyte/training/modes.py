@@ -37,6 +37,17 @@ class Rates:
     vectors: float = 0.0005
     updates: float = 0.005
 
+    @staticmethod
+    def given(*, places: float | None = None, scales: float | None = None) -> Rates:
+        """The usual ones, but for what is given; `scales` are those of steps and of vectors."""
+        usual = Rates()
+        return Rates(
+            places=usual.places if places is None else places,
+            updates=usual.updates if places is None else places,
+            steps=usual.steps if scales is None else scales,
+            vectors=usual.vectors if scales is None else scales,
+        )
+
     def of(self, name: str) -> float:
         """The rate of a parameter, by its name's end."""
         return {

@@ -56,10 +56,14 @@ class Passage:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Samples:
-    """Windows of token ids [n, length + 1], and how much each row of them counts, [n, length]."""
+    """Windows of token ids [n, length + 1], and how much each row of them counts, [n, length].
+
+    `supervised` [n] is the share of what the windows themselves say next in the loss.
+    """
 
     token_ids: NDArray[np.int64]
     weights: NDArray[np.float32]
+    supervised: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -77,6 +81,15 @@ class Samples:
         chosen = np.linspace(0, len(self) - 1, held).astype(int)
         return self._of(np.setdiff1d(np.arange(len(self)), chosen)), self._of(chosen)
 
+    @staticmethod
+    def joined(parts: Sequence[Samples]) -> Samples:
+        """All windows of some, one after the other; of one length."""
+        return Samples(
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            weights=np.concatenate([part.weights for part in parts]),
+            supervised=np.concatenate([part.supervised for part in parts]),
+        )
+
     def facts(self, files: Mapping[str, str], mix: Mix) -> dict[str, Any]:
         """What a manifest says of them."""
         return {
@@ -89,7 +102,11 @@ class Samples:
         }
 
     def _of(self, index: NDArray[np.intp]) -> Samples:
-        return Samples(token_ids=self.token_ids[index], weights=self.weights[index])
+        return Samples(
+            token_ids=self.token_ids[index],
+            weights=self.weights[index],
+            supervised=self.supervised[index],
+        )
 
 
 class SampleReader:
@@ -100,7 +117,12 @@ class SampleReader:
         self._chat = None if assets.template is None else Chat(self._tokenizer, assets)
 
     def read(
-        self, paths: Sequence[Path], mix: Mix, own: Sequence[Passage] | None = None
+        self,
+        paths: Sequence[Path],
+        mix: Mix,
+        own: Sequence[Passage] | None = None,
+        *,
+        supervised: float = 0.0,
     ) -> Samples:
         """The windows of the files, and of passages of the model's own.
 
@@ -114,7 +136,7 @@ class SampleReader:
         if own is not None:
             order = shuffles[-1].permutation(len(own))
             sources.append(own[index] for index in order)
-        bos = self._tokenizer.with_bos([])
+        bos = self.beginning
         found = _shared_out([_cut(source, mix.length, bos) for source in sources], mix.count)
         if not found:
             raise InvalidInputError(
@@ -126,6 +148,7 @@ class SampleReader:
         return Samples(
             token_ids=np.array([found[i][0] for i in order], dtype=np.int64),
             weights=np.array([found[i][1] for i in order], dtype=np.float32),
+            supervised=np.full(len(found), supervised, dtype=np.float32),
         )
 
     def passages(self, path: Path, mix: Mix, chance: np.random.Generator) -> Iterator[Passage]:
@@ -150,14 +173,20 @@ class SampleReader:
     def stop_ids(self) -> frozenset[int]:
         return frozenset[int]() if self._chat is None else self._chat.stop_ids
 
+    @property
+    def closing(self) -> list[int]:
+        """The token that ends a turn, if there is one."""
+        closing = None if self._chat is None else self._chat.closing_id
+        return [] if closing is None else [closing]
+
+    @property
     def beginning(self) -> list[int]:
-        """What a text of nobody's begins with."""
+        """What every text begins with: [BOS], or nothing."""
         return self._tokenizer.with_bos([])
 
     def answered(self, prompt: Sequence[int], answer: Sequence[int], share: float) -> Passage:
         """A prompt of ids and what was said to it."""
-        skipped = len(self._tokenizer.with_bos([])) if prompt else 0
-        given = prompt[skipped:]
+        given = prompt[len(self.beginning) :]
         ids = [*given, *answer]
         return Passage(ids, [share] * len(given) + [1.0] * len(answer))
 
@@ -179,7 +208,7 @@ class SampleReader:
     def _conversation(self, line: Line, mix: Mix, path: Path) -> Iterator[Passage]:
         """A conversation as one passage; as several where the template rewrites what was said."""
         chat, messages = self._chat_of(path), messages_of(line)
-        skipped = len(self._tokenizer.with_bos([]))
+        skipped = len(self.beginning)
         ids: list[int] = []
         weights: list[float] = []
         for index, message in enumerate(messages):
@@ -202,8 +231,7 @@ class SampleReader:
         thought, said = _without_empty_thought(text, chat.grammar.thoughts)
         before = self._tokenizer.encode(thought, special=True) if thought else []
         after = self._tokenizer.encode(said, special=False)
-        closing = [] if chat.closing_id is None else [chat.closing_id]
-        ids = [*before, *after, *closing]
+        ids = [*before, *after, *self.closing]
         return ids, [0.0] * len(before) + [1.0] * (len(ids) - len(before))
 
     def _chat_of(self, path: Path) -> Chat:

@@ -6,6 +6,7 @@ is shown of it is the command line's affair.
 
 from halfbyte.workflows.artefacts import Artefact
 from halfbyte.workflows.comparing import Side, compare
+from halfbyte.workflows.distilling import Distilled, Distilling, distill
 from halfbyte.workflows.evaluating import Asked, Evaluation, Measured, Verdict
 from halfbyte.workflows.exporting import Form, export
 from halfbyte.workflows.making import Calibrating, quantize
@@ -17,6 +18,8 @@ __all__ = [
     "Asked",
     "Calibrating",
     "Conclusion",
+    "Distilled",
+    "Distilling",
     "Evaluation",
     "Form",
     "Measured",
@@ -25,6 +28,7 @@ __all__ = [
     "Verdict",
     "compare",
     "conclude",
+    "distill",
     "export",
     "prove_speculation",
     "quantize",

@@ -1,0 +1,238 @@
+"""What training on the grid takes: weights whose rounding is part of the forward pass.
+
+The ledger of `halfbyte distill`, whose computations are in f32: a trained weight is its place among
+the integers (f32, or bf16 with little memory), beside the step of its group; its gradient is there
+throughout a step. What is not trained stays packed. With checkpointing one layer's weights and
+activations exist in f32 at a time. The last layer's way back is where most is there at once.
+
+Names and counts follow the trainer: `training/grid.py` (what a tensor keeps), `training/ops.py`
+(what a layer keeps for its backward pass), `training/divergence.py` (logits), `training/heads.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+
+from halfbyte.planner.training import STATES, Cost, Training
+from halfbyte.specs import LayerSpec, ModelSpec, Scheme, TensorSpec
+
+F32 = 4
+TABLES = ("embed.weight", "per_layer.embed.weight", "head.weight")
+GROUPS = {"q6_k": 16}  # weights that share a step, where those are fewer than a block
+ON_GRID = ("q8_0", "q4_0", "q6_k", "int4", "uint4")  # schemes that have integers to train
+FOUR_BITS = ("q4_0", "int4", "uint4")  # places of these are kept in bf16 where memory is short
+HEAD_KEPT = 1 << 25  # weights of a head that is kept in f32; else a slice of it is
+HEAD_SLICE = 1 << 24
+LOGITS = 1 << 20  # that exist at once, of each side
+LOGIT_COPIES = 6  # logits, capped, log-probabilities, the teacher's twice, the gradient
+ROUNDING = 13  # bytes of a weight on the way back through its rounding
+AFTER_LAYERS = 4  # f32 states of a row: final, normed, their gradient, the teacher's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """Numbers that are trained: places by their bytes, all others in f32, and what beside them is
+    fixed but not packed (units of super-blocks)."""
+
+    places: int = 0
+    place_bytes: int = 0
+    others: int = 0
+    fixed_bytes: int = 0
+
+    def __add__(self, other: Trained) -> Trained:
+        return Trained(
+            places=self.places + other.places,
+            place_bytes=self.place_bytes + other.place_bytes,
+            others=self.others + other.others,
+            fixed_bytes=self.fixed_bytes + other.fixed_bytes,
+        )
+
+    @property
+    def bytes(self) -> int:
+        return self.place_bytes + F32 * self.others
+
+
+def costs_on_grid(
+    spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training
+) -> Iterator[Cost]:
+    """Every cost of a training on the grid. `schemes` is how the result is stored."""
+    trained = largest(spec, schemes, training)
+    count = trained.places + trained.others
+    yield Cost(component="weights.trained", bytes=trained.bytes, note="places, steps, vectors")
+    yield Cost(component="weights.frozen", bytes=_frozen(spec, schemes, training), note="packed")
+    yield Cost(component="gradients", bytes=trained.bytes)
+    yield Cost(
+        component="optimizer",
+        bytes=ceil(STATES[training.optimizer] * count),
+        note=f"the states of {training.optimizer}",
+    )
+    yield Cost(
+        component="weights.rounded",
+        bytes=_rounded(spec, schemes, training),
+        note="as they come out of the rounding, and a matrix on its way back",
+    )
+    yield from _activations(spec, training)
+    if training.mode != "blockwise":
+        yield from _predictions(spec, schemes, training)
+    yield from _data(spec, training)
+
+
+def largest(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> Trained:
+    """What is trained at a time: of all tensors, or of the largest layer."""
+    if training.mode != "blockwise":
+        return _sum(spec, schemes, training, "")
+    layers = [
+        _sum(spec, schemes, training, f"layers.{index}.") for index in range(len(spec.layers))
+    ]
+    return max(layers, key=lambda layer: layer.bytes)
+
+
+def _sum(
+    spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training, prefix: str
+) -> Trained:
+    total = Trained()
+    for tensor in spec.tensors():
+        if tensor.name.startswith(prefix):
+            total += _of(tensor, schemes[tensor.name], training)
+    return total
+
+
+def _of(tensor: TensorSpec, scheme: Scheme, training: Training) -> Trained:
+    if len(tensor.shape) == 1:
+        return Trained(others=tensor.count)
+    if not on_grid(tensor, scheme, training):
+        return Trained()
+    steps = tensor.count // GROUPS.get(scheme.name, scheme.block)
+    fixed = F32 * steps if scheme.name in GROUPS else 0
+    if training.mode == "scales":
+        return Trained(others=steps, fixed_bytes=fixed)
+    if training.mode == "qat-lora":
+        rows, width = prod(tensor.shape[:-1]), tensor.shape[-1]
+        return Trained(others=steps + training.rank * (rows + width), fixed_bytes=fixed)
+    rough = training.precision == "bf16" and scheme.name.startswith(FOUR_BITS)
+    size = (2 if rough else F32) * tensor.count
+    return Trained(places=tensor.count, place_bytes=size, others=steps, fixed_bytes=fixed)
+
+
+def on_grid(tensor: TensorSpec, scheme: Scheme, training: Training) -> bool:
+    """Whether a tensor is trained among its integers, or by its steps."""
+    if len(tensor.shape) == 1 or not scheme.name.startswith(ON_GRID):
+        return False
+    return training.mode == "qat" or tensor.name not in TABLES
+
+
+def _frozen(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
+    """Integers that stay packed (with four bits more where a part of a step is kept), units."""
+    total = largest(spec, schemes, training).fixed_bytes
+    if training.mode in ("scales", "qat-lora"):
+        for tensor in spec.tensors():
+            scheme = schemes[tensor.name]
+            if on_grid(tensor, scheme, training):
+                total += scheme.bytes(tensor.shape)
+                total += tensor.count // 2 if training.mode == "qat-lora" else 0
+    return total
+
+
+def _rounded(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
+    """Matrices in f32: of one layer, or of all where nothing is computed twice; and tables."""
+    layers = [
+        sum(
+            tensor.count
+            for tensor in spec.tensors()
+            if tensor.name.startswith(f"layers.{index}.") and len(tensor.shape) > 1
+        )
+        for index in range(len(spec.layers))
+    ]
+    again = training.checkpointing or training.mode == "blockwise"
+    resident = max(layers) if again else sum(layers)
+    matrix = max(tensor.count for tensor in spec.tensors() if tensor.name.startswith("layers."))
+    return F32 * resident + ROUNDING * matrix
+
+
+def _activations(spec: ModelSpec, training: Training) -> Iterator[Cost]:
+    rows = training.rows
+    per_layer = [F32 * kept_on_grid(layer, spec) for layer in spec.layers]
+    again = training.checkpointing and training.mode != "blockwise"
+    if again:
+        yield Cost(
+            component="activations.checkpoints",
+            bytes=F32 * rows * spec.hidden * len(spec.layers),
+            note="each layer's input",
+        )
+    inside = sum(per_layer) if not training.checkpointing else max(per_layer)
+    inside = max(per_layer) if training.mode == "blockwise" else inside
+    yield Cost(component="activations.layers", bytes=rows * inside, note="kept for the way back")
+    widest = max(layer.mlp.width for layer in spec.layers)
+    yield Cost(
+        component="activations.backward",
+        bytes=F32 * rows * (2 * spec.hidden + 2 * widest),
+        note="gradients on their way through a layer",
+    )
+
+
+def kept_on_grid(layer: LayerSpec, spec: ModelSpec) -> int:
+    """Numbers that a layer keeps of one token for the way back.
+
+    A norm its input and one number a row, a product its input, the gate all four of its own,
+    attention queries, keys, values, its output and one number a head, a rotation its angles.
+    """
+    attention = layer.attention
+    own = layer.kv_source is None
+    keys = attention.kv_width if own else 0
+    numbers = 2 * spec.hidden + 2  # norms before both halves
+    numbers += 2 * spec.hidden + 4 * layer.mlp.width  # inputs of products, the gate
+    numbers += 2 * attention.query_width + 2 * keys + attention.heads
+    numbers += (2 if own else 1) * attention.head_dim
+    if layer.post_norms:
+        numbers += 2 * spec.hidden + 2
+    if attention.qk_norm:
+        numbers += attention.query_width + attention.heads + keys
+    if attention.value_norm and not attention.shares_kv:
+        numbers += keys
+    if layer.scalar:
+        numbers += spec.hidden
+    if layer.experts is not None:
+        experts = layer.experts
+        numbers += 3 * spec.hidden + experts.used * (2 * spec.hidden + 4 * experts.width)
+    if spec.per_layer is not None:
+        numbers += 2 * spec.hidden + 4 * spec.per_layer.width
+    return numbers
+
+
+def _predictions(
+    spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training
+) -> Iterator[Cost]:
+    """Heads, the teacher's and the student's, logits, and the states they are made of."""
+    table = spec.vocab * spec.hidden
+    stored = F32 * (table if table <= HEAD_KEPT else HEAD_SLICE)
+    trained = training.mode == "qat" and schemes[spec.head_name].name.startswith(ON_GRID)
+    # Trained: as it comes out of the rounding, its gradient from the logits and from the rows read.
+    own = (3 * F32 + (0 if spec.tied_head else F32)) * table if trained else stored
+    note = "the teacher's and the student's; trained, with its gradient"
+    yield Cost(component="weights.heads", bytes=stored + own, note=note)
+    rows = min(training.rows, max(1, LOGITS // spec.vocab))
+    yield Cost(
+        component="activations.logits",
+        bytes=LOGIT_COPIES * F32 * rows * spec.vocab,
+        note=f"{rows} rows of {spec.vocab} at once",
+    )
+    yield Cost(
+        component="activations.states",
+        bytes=AFTER_LAYERS * F32 * training.rows * spec.hidden,
+        note="final states, and the teacher's",
+    )
+
+
+def _data(spec: ModelSpec, training: Training) -> Iterator[Cost]:
+    """What lies ready: the inputs of a layer on both ways, or a teacher's final states."""
+    size = F32 * training.tokens * spec.hidden
+    if not size:
+        return
+    if training.mode == "blockwise":
+        note = f"{training.tokens} tokens before a layer, the original's and the student's"
+        yield Cost(component="data.blocks", bytes=2 * size, place="host", note=note)
+    else:
+        note = f"final states of {training.tokens} tokens"
+        yield Cost(component="data.teacher", bytes=size, place="disk", note=note)
