@@ -11,6 +11,7 @@ Names and counts follow the trainer: `training/grid.py` (what a tensor keeps), `
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
@@ -26,8 +27,8 @@ FOUR_BITS = ("q4_0", "int4", "uint4")  # places of these are kept in bf16 where 
 HEAD_KEPT = 1 << 25  # weights of a head that is kept in f32; else a slice of it is
 HEAD_SLICE = 1 << 24
 LOGITS = 1 << 20  # that exist at once, of each side
-LOGIT_COPIES = 6  # logits, capped, log-probabilities, the teacher's twice, the gradient
-ROUNDING = 13  # bytes of a weight on the way back through its rounding
+LOGIT_COPIES = 4  # capped, log-probabilities, the teacher's, probabilities
+ROUNDING = 9  # bytes of a weight on the way back through its rounding, beside its gradient
 AFTER_LAYERS = 4  # f32 states of a row: final, normed, their gradient, the teacher's
 
 
@@ -68,12 +69,7 @@ def costs_on_grid(
         bytes=ceil(STATES[training.optimizer] * count),
         note=f"the states of {training.optimizer}",
     )
-    yield Cost(
-        component="weights.rounded",
-        bytes=_rounded(spec, schemes, training),
-        note="as they come out of the rounding, and a matrix on its way back",
-    )
-    yield from _activations(spec, training)
+    yield from _passes(spec, training)
     if training.mode != "blockwise":
         yield from _predictions(spec, schemes, training)
     yield from _data(spec, training)
@@ -135,41 +131,48 @@ def _frozen(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) 
     return total
 
 
-def _rounded(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
-    """Matrices in f32: of one layer, or of all where nothing is computed twice; and tables."""
-    layers = [
-        sum(
-            tensor.count
-            for tensor in spec.tensors()
-            if tensor.name.startswith(f"layers.{index}.") and len(tensor.shape) > 1
-        )
-        for index in range(len(spec.layers))
-    ]
-    again = training.checkpointing or training.mode == "blockwise"
-    resident = max(layers) if again else sum(layers)
-    matrix = max(tensor.count for tensor in spec.tensors() if tensor.name.startswith("layers."))
-    return F32 * resident + ROUNDING * matrix
+def _passes(spec: ModelSpec, training: Training) -> Iterator[Cost]:
+    """What a forward leaves for the way back, and the most that is there for a moment.
+
+    Where layers are computed again, one of them is there for a moment. Logits are gone when the way
+    back begins, so of the two the larger counts.
+    """
+    rows, matrices = training.rows, _matrices(spec)
+    kept = [F32 * rows * kept_on_grid(layer, spec) for layer in spec.layers]
+    back = max(_back(spec, rows, *layer) for layer in zip(kept, matrices, strict=True))
+    logits = 0 if training.mode == "blockwise" else _logits(spec, rows)
+    if training.mode != "blockwise" and training.checkpointing:
+        size = F32 * rows * spec.hidden * len(spec.layers)
+        yield Cost(component="activations.checkpoints", bytes=size, note="each layer's input")
+    elif training.mode != "blockwise":
+        rounded = F32 * sum(matrices)
+        yield Cost(component="weights.rounded", bytes=rounded, note="of all layers")
+        yield Cost(component="activations.layers", bytes=sum(kept), note="of all layers")
+        back = _back(spec, rows, 0, 0)
+    note = "logits and their loss" if logits > back else "a layer on its way back"
+    yield Cost(component="activations.moment", bytes=max(back, logits), note=note)
 
 
-def _activations(spec: ModelSpec, training: Training) -> Iterator[Cost]:
-    rows = training.rows
-    per_layer = [F32 * kept_on_grid(layer, spec) for layer in spec.layers]
-    again = training.checkpointing and training.mode != "blockwise"
-    if again:
-        yield Cost(
-            component="activations.checkpoints",
-            bytes=F32 * rows * spec.hidden * len(spec.layers),
-            note="each layer's input",
-        )
-    inside = sum(per_layer) if not training.checkpointing else max(per_layer)
-    inside = max(per_layer) if training.mode == "blockwise" else inside
-    yield Cost(component="activations.layers", bytes=rows * inside, note="kept for the way back")
+def _matrices(spec: ModelSpec) -> list[int]:
+    """Weights of each layer."""
+    counts = Counter[str]()
+    for tensor in spec.tensors():
+        if tensor.name.startswith("layers.") and len(tensor.shape) > 1:
+            counts[tensor.name.split(".")[1]] += tensor.count
+    return [counts[str(index)] for index in range(len(spec.layers))]
+
+
+def _back(spec: ModelSpec, rows: int, kept: int, matrices: int) -> int:
+    """A layer on its way back: what it kept and its matrices in f32, which give way to their
+    gradients; those go through the rounding one after another when the rest is gone."""
+    largest_ = max(tensor.count for tensor in spec.tensors() if tensor.name.startswith("layers."))
     widest = max(layer.mlp.width for layer in spec.layers)
-    yield Cost(
-        component="activations.backward",
-        bytes=F32 * rows * (2 * spec.hidden + 2 * widest),
-        note="gradients on their way through a layer",
-    )
+    flowing = F32 * (largest_ + rows * (spec.hidden + widest))
+    return F32 * matrices + max(kept + flowing, ROUNDING * largest_)
+
+
+def _logits(spec: ModelSpec, rows: int) -> int:
+    return LOGIT_COPIES * F32 * spec.vocab * min(rows, max(1, LOGITS // spec.vocab))
 
 
 def kept_on_grid(layer: LayerSpec, spec: ModelSpec) -> int:
@@ -212,12 +215,6 @@ def _predictions(
     own = (3 * F32 + (0 if spec.tied_head else F32)) * table if trained else stored
     note = "the teacher's and the student's; trained, with its gradient"
     yield Cost(component="weights.heads", bytes=stored + own, note=note)
-    rows = min(training.rows, max(1, LOGITS // spec.vocab))
-    yield Cost(
-        component="activations.logits",
-        bytes=LOGIT_COPIES * F32 * rows * spec.vocab,
-        note=f"{rows} rows of {spec.vocab} at once",
-    )
     yield Cost(
         component="activations.states",
         bytes=AFTER_LAYERS * F32 * training.rows * spec.hidden,

@@ -76,6 +76,7 @@ class LayerTask:
 
     def learn(self, step: int) -> Learned:
         index = self._order.of(step)
+        self._layer.tensors.clear_gradients()
         loss = 0.0
         for number in index:
             found = self._loss(number) / len(index)

@@ -43,8 +43,7 @@ class Distillation:
 
     def learn(self, step: int) -> Learned:
         index = self._order.of(step)
-        for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
+        self._student.tensors.clear_gradients()
         total = float(self._lesson.samples.weights[index].sum())
         loss = 0.0
         for part in self._parts(index):

@@ -74,6 +74,11 @@ class Tensors:
             for part, rate in tensor.rates.items()
         }
 
+    def clear_gradients(self) -> None:
+        """They are zero, and there from now on: passes add to them in place."""
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+
     def weights(self, prefix: str, device: str) -> dict[str, Weight]:
         """The weights whose names begin so, dense; trained ones with their gradients."""
         return {
