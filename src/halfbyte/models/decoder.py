@@ -159,11 +159,18 @@ class Decoder:
         self, x: Array, index: int, weights: LayerWeights, rows: Rows, kv: Array
     ) -> Array:
         """The first half of layer `index`: [R, H] after attention and its residual."""
+        return self.attended(x, self.mixed(x, index, weights, rows, kv), weights)
+
+    def mixed(self, x: Array, index: int, weights: LayerWeights, rows: Rows, kv: Array) -> Array:
+        """What attention mixes of all positions: the heads' outputs [R, N * D]."""
         ops, layer, eps = self.ops, self.spec.layers[index], self.spec.norm_eps
         q = self._queries(ops.rms_norm(x, weights.attn_norm, eps), layer, weights, rows, kv)
-        mixed = ops.attend(q, attention=layer.attention, rows=rows, kv=kv)
-        mixed = ops.linear(mixed, weights.o)
-        return ops.residual(x, mixed, norm=weights.attn_post_norm, eps=eps)
+        return ops.attend(q, attention=layer.attention, rows=rows, kv=kv)
+
+    def attended(self, x: Array, mixed: Array, weights: LayerWeights) -> Array:
+        """[R, H]: what was mixed, added to the states that it was made of."""
+        ops, norm = self.ops, weights.attn_post_norm
+        return ops.residual(x, ops.linear(mixed, weights.o), norm=norm, eps=self.spec.norm_eps)
 
     def feed_forward(
         self, x: Array, index: int, weights: LayerWeights, inputs: Array | None

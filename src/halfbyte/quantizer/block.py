@@ -38,11 +38,12 @@ class Group:
 
 
 ATTENTION_IN = Group("attention", ("attn.q", "attn.k", "attn.v"))
+OUT = Group("attention", ("attn.o",))
 FEED_FORWARD_IN = Group("feed_forward", ("mlp.gate", "mlp.up"))
 DOWN = Group("feed_forward", ("mlp.down",))
 GROUPS = (
     ATTENTION_IN,
-    Group("attention", ("attn.o",)),
+    OUT,
     FEED_FORWARD_IN,
     DOWN,
     Group("feed_forward", ("experts.gate_up",), routed=True),
@@ -81,10 +82,14 @@ class Block:
         weights = layer_weights(self.tensors, spec, self.index)
         x = batch.x.to(self._ops.device)
         if half == "attention":
-            keys = batch.keys_of(spec, self.index)
-            return decoder.attention(x, self.index, weights, batch.rows, keys)
+            mixed = self._known(OUT, batch)
+            if mixed is None:
+                keys = batch.keys_of(spec, self.index)
+                mixed = decoder.mixed(x, self.index, weights, batch.rows, keys)
+            return decoder.attended(x, mixed, weights)
         inputs = None if batch.inputs is None else batch.inputs.to(self._ops.device)
-        return decoder.feed_forward(x, self.index, weights, inputs)
+        with self._ops.knowing(weights.down.weight, self._known(DOWN, batch)):
+            return decoder.feed_forward(x, self.index, weights, inputs)
 
     def advance(self, half: Half, flow: Flow) -> None:
         """The states of all windows become those after a half of the layer.
@@ -93,6 +98,7 @@ class Block:
         """
         for batch in flow.batches:
             batch.x.copy_(self.run(half, batch))
+            batch.known.clear()
             if not bool(batch.x.isfinite().all()):
                 raise IntegrityError(
                     f"activations are NaN or infinite after its {half.replace('_', '-')}",
@@ -100,15 +106,28 @@ class Block:
                     hint="the checkpoint is damaged, or its activations are beyond f32",
                 )
 
-    def hessians(self, group: Group, flow: Flow) -> Tensor:
-        """The mean of x x^T over the inputs of a group: [1, K, K], or [E, K, K] of experts."""
+    def hessians(self, group: Group, flow: Flow, *, final: bool = True) -> Tensor:
+        """The mean of x x^T over the inputs of a group: [1, K, K], or [E, K, K] of experts.
+
+        `final`: what makes the inputs will not change any more, so `run` need not make them again.
+        """
         weight = self.tensors[self.members(group)[0]]
         count = weight.stored.shape[0] if group.routed else 1
         moments = [SecondMoment(weight.stored.width, self._ops.device) for _ in range(count)]
         for batch in flow.batches:
             for expert, x in self._inputs(group, weight, batch):
                 moments[expert].add(x)
+                if final and group in (OUT, DOWN):
+                    batch.known[self._name(group)] = flow.allocate(x.shape).copy_(x)
         return drawn_together(moments, BORROWED) if group.routed else moments[0].mean[None]
+
+    def _known(self, group: Group, batch: Batch) -> Tensor | None:
+        """The input of the one weight of a group, where it need not be made again."""
+        x = batch.known.get(self._name(group))
+        return None if x is None else x.to(self._ops.device)
+
+    def _name(self, group: Group) -> str:
+        return f"{self.name}.{group.parts[0]}"
 
     def _inputs(self, group: Group, weight: Weight, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         def run() -> Tensor:

@@ -33,7 +33,8 @@ from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer import awq
 from halfbyte.quantizer.block import GROUPS, HALVES, Block, Group, Half
 from halfbyte.quantizer.calibrate import Calibration
-from halfbyte.quantizer.ends import Ends
+from halfbyte.quantizer.curvature import damped
+from halfbyte.quantizer.ends import DAMPING, Ends
 from halfbyte.quantizer.flow import IN_MEMORY, Flow
 from halfbyte.quantizer.fold import FOLDS, Fold, fold
 from halfbyte.quantizer.gradients import Walk
@@ -44,7 +45,7 @@ from halfbyte.quantizer.outer import EMBED, HEAD, PROJECT, outer
 from halfbyte.quantizer.stages import Stages, stage_of
 from halfbyte.specs import SCHEMES, Scheme, SolveMethod
 
-WALKED = 32  # windows that walk back, too
+WALKED = 4096  # tokens that walk back, too
 PLAIN = frozenset({"f32", "f16", "bf16"})
 ROWS = 1 << 25  # weights of a table that are solved at once: 128 MiB in f32
 
@@ -130,7 +131,8 @@ class Blockwise:
         changed = [*readers, f"{block.name}.{at.producer}.weight"]
         if self._settled(readers[0]) or not all(self._source.schemes[n].is_float for n in changed):
             return
-        hessian, weights = block.hessians(at.group, flow)[0], [block.dense[n] for n in readers]
+        hessian = block.hessians(at.group, flow, final=False)[0]
+        weights = [block.dense[n] for n in readers]
         factors = awq.channel_scales(weights, hessian, self._schemes[readers[0]])
         for name, tensor in fold(block.dense, block.name, at, factors).items():
             self._put(block, name, encode(tensor, SCHEMES["f32"]))
@@ -170,7 +172,8 @@ class Blockwise:
         made = self._converted(tensors)
         if HEAD in tensors and HEAD not in made:
             states = (self._decoder.leave(batch.x.to(self._ops.device)) for batch in flow.batches)
-            made[HEAD] = self._table(HEAD, tensors[HEAD], self._moment(states))
+            hessian = damped(self._moment(states), DAMPING)
+            made[HEAD] = self._table(HEAD, tensors[HEAD], hessian)
         return made
 
     def _converted(self, tensors: Mapping[str, QTensor]) -> dict[str, QTensor]:
@@ -189,7 +192,8 @@ class Blockwise:
         """What an error of the embedding costs: known from a walk through the original."""
         ends = Ends(self._source.spec, self._ops.device)
         seed = self._calibration.sampling.seed
-        Walk(self._source, self._ops, self._flow(WALKED), seed=seed).run(ends)
+        count = max(1, WALKED // max(map(len, self._calibration.windows)))
+        Walk(self._source, self._ops, self._flow(count), seed=seed).run(ends)
         return ends.hessian
 
     def _table(self, name: str, q: QTensor, hessian: Tensor) -> QTensor:

@@ -25,7 +25,8 @@ from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.models.decoder import Decoder
 from halfbyte.specs import ModelSpec
 
-BATCH_TOKENS = 4096
+# Enough for a product to be worth its weights; what is made of them stays in the caches' reach.
+BATCH_TOKENS = 1024
 IN_MEMORY = 4 << 30  # bytes of states; more of them go to the disk
 
 
@@ -33,13 +34,15 @@ IN_MEMORY = 4 << 30  # bytes of states; more of them go to the disk
 class Batch:
     """Some of the windows. `x` [R, H] are their states, `inputs` their embeddings per layer.
 
-    `kept` are the keys and values, by layer, that later layers read.
+    `kept` are the keys and values, by layer, that later layers read. `known` are inputs of weights
+    of the half layer that is being solved, by name: all that comes before them is final.
     """
 
     rows: Rows
     x: Tensor
     inputs: Tensor | None = None
     kept: dict[int, ScratchKV] = field(default_factory=dict[int, ScratchKV])
+    known: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def keys_of(self, spec: ModelSpec, index: int) -> ScratchKV:
         """Where layer `index` writes and reads keys and values."""
@@ -69,7 +72,8 @@ class Flow:
     ) -> None:
         tokens = sum(len(window) for window in windows)
         per_layer = 0 if spec.per_layer is None else len(spec.layers) * spec.per_layer.width
-        spills = 4 * tokens * (spec.hidden + per_layer) > in_memory
+        widest = max(max(layer.mlp.width, layer.attention.query_width) for layer in spec.layers)
+        spills = 4 * tokens * (spec.hidden + per_layer + widest) > in_memory
         self._folder = folder if spills else None
         count = at_once or max(1, BATCH_TOKENS // max(map(len, windows)))
         self.batches = [

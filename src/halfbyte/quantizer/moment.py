@@ -7,18 +7,33 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+STRIPE = 512  # columns of which what lies left of the diagonal is not computed
+
 
 class SecondMoment:
-    """The mean of x x^T [K, K] over rows x [K] that come in batches; f32, on their device."""
+    """The mean of x x^T [K, K] over rows x [K] that come in batches; f32, on their device.
+
+    It is symmetric: half of it is summed up, in stripes.
+    """
 
     def __init__(self, width: int, device: str) -> None:
-        self.total = torch.zeros(width, width, device=device)
+        self._upper = torch.zeros(width, width, device=device)
         self.rows = 0
 
     def add(self, x: Tensor) -> None:
         """Rows [R, K]."""
-        self.total.addmm_(x.T, x)
+        for start in range(0, len(self._upper), STRIPE):
+            columns = slice(start, start + STRIPE)
+            self._upper[columns, start:].addmm_(x[:, columns].T, x[:, start:])
         self.rows += len(x)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum; it shares its memory with what is added to."""
+        for start in range(0, len(self._upper), STRIPE):
+            columns, right = slice(start, start + STRIPE), slice(start + STRIPE, None)
+            self._upper[right, columns] = self._upper[columns, right].T
+        return self._upper
 
     @property
     def mean(self) -> Tensor:

@@ -1,7 +1,8 @@
 """The reference ops with a window into them: what goes into a stored weight, while a layer runs.
 
 A layer is run as it always is (`models/decoder.py`), and what is wanted of it, the inputs of one
-weight, is taken where it passes. Nothing after that is computed. Products run whole, in f32.
+weight, is taken where it passes. Nothing after that is computed; and what is known of a layer, the
+inputs of its last product, is not computed again. Products run whole, in f32.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from halfbyte.kernels.contract import Linear
 from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.kernels.reference.ops import Weight
+from halfbyte.specs import Activation
 
 Run = Callable[[], object]
 Observer = Callable[[Tensor, int | None], None]
@@ -46,6 +49,14 @@ class ObservedOps(ReferenceOps):
         self._weight: Weight | None = None
         self._observer: Observer | None = None
         self._passed: list[Passed] | None = None
+        self._known: tuple[Weight, Tensor] | None = None
+
+    def gated_mlp(
+        self, x: Tensor, *, gate: Linear, up: Linear, down: Linear, activation: Activation
+    ) -> Tensor:
+        if self._known is not None and self._known[0] is down.weight:
+            return self.linear(self._known[1], down)
+        return super().gated_mlp(x, gate=gate, up=up, down=down, activation=activation)
 
     def product(self, x: Tensor, weight: Weight, expert: int | None = None) -> Tensor:
         if weight is self._weight and self._observer is not None:
@@ -87,6 +98,15 @@ class ObservedOps(ReferenceOps):
             return run(), passed
         finally:
             self._passed = None
+
+    @contextmanager
+    def knowing(self, weight: Weight, x: Tensor | None) -> Generator[None]:
+        """Inside, an MLP that ends in `weight` is given its input [R, K], unless that is None."""
+        self._known = None if x is None else (weight, x)
+        try:
+            yield
+        finally:
+            self._known = None
 
     @contextmanager
     def _observing(self, weight: Weight, observer: Observer) -> Generator[None]:
