@@ -8,8 +8,7 @@ Each row is a file that was written and measured as it will run: its KL divergen
 nats per token, the mean over the seeds that drew the calibration windows, and the standard
 deviation between them. Rows are appended to `--results` as they are found, so a run that was
 stopped goes on where it was; a row is found again only where its line was deleted. With
-`--own-stories` the model
-writes the texts itself, one half to calibrate on and one to measure on.
+`--own-stories` the model writes the texts itself, one half to calibrate on and one to measure on.
 """
 
 from __future__ import annotations
@@ -79,20 +78,22 @@ class Bench:
                 calibrating=None if method in UNCALIBRATED else self._calibrating(seed),
             )
             seconds = perf_counter() - started
-            found = workflows.Evaluation(str(target), against=self.model).measure(
-                self.texts, self.reading
-            )
-        texts = {
+            texts = self.measured(str(target))
+        row = {"recipe": recipe, "method": method, "seed": seed, "bytes": made.bytes}
+        return {**row, "seconds": seconds, "texts": texts, "settings": self.settings()}
+
+    def measured(self, model: str) -> dict[str, dict[str, Any]]:
+        """What was found on each text."""
+        evaluation = workflows.Evaluation(model, against=self.model)
+        return {
             text.name: {
                 "tokens": text.tokens,
                 "kl": None if text.kl is None else text.kl.mean,
                 "same_top1": text.same_top1,
                 "perplexity_ratio": text.perplexity_ratio,
             }
-            for text in found.texts
+            for text in evaluation.measure(self.texts, self.reading).texts
         }
-        row = {"recipe": recipe, "method": method, "seed": seed, "bytes": made.bytes}
-        return {**row, "seconds": seconds, "texts": texts, "settings": self.settings()}
 
     def _calibrating(self, seed: int) -> workflows.Calibrating:
         return workflows.Calibrating(
@@ -112,9 +113,9 @@ def main() -> None:
     parser.add_argument("--recipes", default="q4_0,q4_0-pure,int4-g128")
     parser.add_argument("--methods", default=",".join((*UNCALIBRATED, *CALIBRATED)))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--window", type=int, default=256)
-    parser.add_argument("--windows", type=int, default=128, help="measured of each text, of 512")
+    parser.add_argument("--windows", type=int, default=32, help="measured of each text, of 512")
     parser.add_argument("--results", type=Path, required=True)
     arguments = parser.parse_args()
     texts = {name: Path(path) for name, path in (text.split("=") for text in arguments.text)}
