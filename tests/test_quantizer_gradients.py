@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import MemorySource
+from oracle import CONFIGS, MemorySource, oracle, source_of
 from test_quantizer_blockwise import WINDOW, calibration, source
 from torch import Tensor
 
+from halfbyte.errors import IntegrityError
 from halfbyte.kernels.contract import Rows
 from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.models.load import load
 from halfbyte.quantizer.block import Block
-from halfbyte.quantizer.ends import Ends
+from halfbyte.quantizer.curvature import damped
+from halfbyte.quantizer.ends import DAMPING, Ends
 from halfbyte.quantizer.flow import Flow
 from halfbyte.quantizer.gradients import Walk
 from halfbyte.quantizer.observed import ObservedOps, Passed
@@ -94,4 +96,14 @@ def test_a_table_that_is_tied_is_judged_at_both_ends(tmp_path: Path) -> None:
         expected = looking.gradient.T @ looking.gradient / tokens
         if tied:
             expected = expected + looking.states.T @ looking.states / tokens
-        torch.testing.assert_close(ends.hessian, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ends.hessian, damped(expected, DAMPING), rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_too_large_to_be_squared_name_the_layer(tmp_path: Path) -> None:
+    """Embeddings so small that a norm with hardly an epsilon makes their gradients huge."""
+    config = {**CONFIGS["llama"], "rms_norm_eps": 1e-37}
+    model = source_of(oracle(config), config)
+    model.weights["embed.weight"].mul_(3e-19)
+    flow = Flow(model.spec, calibration().windows, tmp_path)
+    with pytest.raises(IntegrityError, match=r"layers\.0: gradients are NaN"):
+        Walk(model, ObservedOps(), flow, seed=5).run(Looking())

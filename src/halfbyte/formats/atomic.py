@@ -81,7 +81,7 @@ def require_space(directory: Path, size: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < size:
         raise DoesNotFitError(
-            f"{size / 2**30:.2f} GiB are needed on this disk and {free / 2**30:.2f} GiB are free",
+            f"{size / 2**20:,.1f} MiB are needed on this disk and {free / 2**20:,.1f} MiB are free",
             where=directory,
             hint="free some space, or choose another disk",
         )

@@ -111,11 +111,11 @@ class Block:
 
         `final`: what makes the inputs will not change any more, so `run` need not make them again.
         """
-        weight = self.tensors[self.members(group)[0]]
-        count = weight.stored.shape[0] if group.routed else 1
-        moments = [SecondMoment(weight.stored.width, self._ops.device) for _ in range(count)]
+        stored = self.tensors[self.members(group)[0]].stored
+        count = stored.shape[0] if group.routed else 1
+        moments = [SecondMoment(stored.width, self._ops.device) for _ in range(count)]
         for batch in flow.batches:
-            for expert, x in self._inputs(group, weight, batch):
+            for expert, x in self._inputs(group, batch):
                 moments[expert].add(x)
                 if final and group in (OUT, DOWN):
                     batch.known[self._name(group)] = flow.allocate(x.shape).copy_(x)
@@ -129,11 +129,13 @@ class Block:
     def _name(self, group: Group) -> str:
         return f"{self.name}.{group.parts[0]}"
 
-    def _inputs(self, group: Group, weight: Weight, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+    def _inputs(self, group: Group, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+        weights = [self.tensors[name] for name in self.members(group)]
+
         def run() -> Tensor:
             return self.run(group.half, batch)
 
         if group.routed:
-            yield from self._ops.inputs_by_expert(weight, run).items()
+            yield from self._ops.inputs_by_expert(weights[0], run).items()
         else:
-            yield 0, self._ops.input_of(weight, run)
+            yield 0, self._ops.input_of(weights, run)

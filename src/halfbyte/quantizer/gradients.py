@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from halfbyte.errors import IntegrityError
 from halfbyte.formats.checkpoint import Source
 from halfbyte.kernels.contract import Rows
 from halfbyte.kernels.reference.ops import Weight
@@ -60,7 +61,10 @@ class Walk:
         self._before: list[list[Tensor]] = []  # the states before each layer, by batch
 
     def run(self, visitor: Visitor) -> None:
-        """Forward, and back from the last layer to the first."""
+        """Forward, and back from the last layer to the first.
+
+        Raises `IntegrityError` where states or gradients are no longer numbers.
+        """
         with torch.no_grad():
             self._forward()
         gradients = self._top(visitor)
@@ -69,6 +73,7 @@ class Walk:
             for number, batch in enumerate(self._flow.batches):
                 batch.x = self._before[index][number]
                 gradients[number] = self._back(block, batch, gradients[number], visitor)
+                _check(block, gradients[number])
         for batch, gradient in zip(self._flow.batches, gradients, strict=True):
             visitor.entered(batch.rows, gradient.to(self._ops.device))
 
@@ -131,3 +136,12 @@ class Walk:
         with torch.no_grad():
             visitor.layer(block, passed, found[1:])
         return found[0].cpu()
+
+
+def _check(block: Block, gradient: Tensor) -> None:
+    if not bool(gradient.square().sum().isfinite()):
+        raise IntegrityError(
+            "gradients are NaN, infinite, or too large to be squared before it",
+            where=block.name,
+            hint="the checkpoint is damaged, or its activations are beyond f32",
+        )

@@ -8,7 +8,7 @@ inputs of its last product, is not computed again. Products run whole, in f32.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ class ObservedOps(ReferenceOps):
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__(device, exact_rows=False, decoded_bytes=sys.maxsize)
-        self._weight: Weight | None = None
+        self._weights: Sequence[Weight] = ()
         self._observer: Observer | None = None
         self._passed: list[Passed] | None = None
         self._known: tuple[Weight, Tensor] | None = None
@@ -59,25 +59,25 @@ class ObservedOps(ReferenceOps):
         return super().gated_mlp(x, gate=gate, up=up, down=down, activation=activation)
 
     def product(self, x: Tensor, weight: Weight, expert: int | None = None) -> Tensor:
-        if weight is self._weight and self._observer is not None:
+        if self._observer is not None and any(weight is wanted for wanted in self._weights):
             self._observer(x, expert)
         y = super().product(x, weight, expert)
         if self._passed is not None:
             self._passed.append(Passed(weight, expert, x, y))
         return y
 
-    def input_of(self, weight: Weight, run: Run) -> Tensor:
-        """What `weight` is given [R, K] when `run` comes to it; `run` goes no further."""
+    def input_of(self, weights: Sequence[Weight], run: Run) -> Tensor:
+        """What `weights` are given [R, K] when `run` comes to the first; `run` goes no further."""
 
         def stop(x: Tensor, expert: int | None) -> None:
             raise _Found(x)
 
-        with self._observing(weight, stop):
+        with self._observing(weights, stop):
             try:
                 run()
             except _Found as found:
                 return found.x
-        raise AssertionError("the weight takes no part in what was run")
+        raise AssertionError("the weights take no part in what was run")
 
     def inputs_by_expert(self, weight: Weight, run: Run) -> dict[int, Tensor]:
         """What each expert of a stack is given [rows, K] in a whole `run`."""
@@ -87,7 +87,7 @@ class ObservedOps(ReferenceOps):
             assert expert is not None
             found[expert] = x
 
-        with self._observing(weight, keep):
+        with self._observing([weight], keep):
             run()
         return found
 
@@ -109,9 +109,9 @@ class ObservedOps(ReferenceOps):
             self._known = None
 
     @contextmanager
-    def _observing(self, weight: Weight, observer: Observer) -> Generator[None]:
-        self._weight, self._observer = weight, observer
+    def _observing(self, weights: Sequence[Weight], observer: Observer) -> Generator[None]:
+        self._weights, self._observer = weights, observer
         try:
             yield
         finally:
-            self._weight = self._observer = None
+            self._weights, self._observer = (), None
