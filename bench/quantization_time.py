@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from halfbyte.planner.probe import peak_bytes
 from halfbyte.quantizer.calibrate import Calibration, Sampling
 from halfbyte.quantizer.calibrated import calibrated
 from halfbyte.specs import SolveMethod, recipe_of
+
+TOLD = "{layers} layers, {tokens} tokens: {seconds:.1f} s, of processors {processor_seconds:.1f} s"
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
             for samples in map(int, arguments.samples.split(",")):
                 sampling = Sampling(samples=samples, window=arguments.window)
                 rows.append(timed(model, sampling, arguments.recipe, arguments.method))
-                print("{layers} layers, {tokens} tokens: {seconds:.1f} s".format(**rows[-1]))
+                print(TOLD.format(**rows[-1]), flush=True)
     print(json.dumps(rows))
 
 
@@ -61,7 +63,7 @@ def timed(model: Path, sampling: Sampling, recipe: str, method: SolveMethod) -> 
     chance = np.random.default_rng(sampling.seed)
     windows = chance.integers(0, source.spec.vocab, (sampling.samples, sampling.window)).tolist()
     calibration = Calibration(windows=windows, files={}, sampling=sampling)
-    started = perf_counter()
+    started, worked = perf_counter(), process_time()
     with (
         progress("quantizing") as report,
         calibrated(
@@ -77,6 +79,7 @@ def timed(model: Path, sampling: Sampling, recipe: str, method: SolveMethod) -> 
         write_gguf(made, model.with_name("out.gguf"))
     return {
         "seconds": perf_counter() - started,
+        "processor_seconds": process_time() - worked,
         "layers": len(source.spec.layers),
         "parameters": source.spec.parameters,
         "tokens": sampling.samples * sampling.window,

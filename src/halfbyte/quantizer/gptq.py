@@ -28,7 +28,7 @@ from halfbyte.quantizer.descent import Descent
 from halfbyte.specs import Scheme
 
 BLOCK = 128  # columns whose errors reach the others at once
-ROWS = 4096  # rows at once; they know nothing of each other
+ROWS = 2048  # rows at once; they know nothing of each other
 SWEEPS = 2
 
 

@@ -64,18 +64,12 @@ def _attend_whole(
     low, high = max(0, span.start - window + 1), span.start + span.count
     group = attention.heads // attention.kv_heads
     keys, values = (part.repeat_interleave(group, dim=1) for part in kv.read(span, low, high))
-    seen = None
-    if span.start or window < high:
-        positions = torch.arange(span.start, high, device=q_TND.device)[:, None]
-        places = torch.arange(low, high, device=q_TND.device)
-        seen = (places <= positions) & (places > positions - window)
-    mixed_1NTD = functional.scaled_dot_product_attention(
-        *(part.transpose(0, 1)[None] for part in (q_TND, keys, values)),
-        attn_mask=seen,
-        is_causal=seen is None,
-        scale=attention.scale,
-    )
-    return mixed_1NTD[0].transpose(0, 1)
+    scores = torch.einsum("tnd,snd->nts", q_TND, keys) * attention.scale
+    positions = torch.arange(span.start, high, device=q_TND.device)[:, None]
+    places = torch.arange(low, high, device=q_TND.device)
+    seen = (places <= positions) & (places > positions - window)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return torch.einsum("nts,snd->tnd", weights, values)
 
 
 def _products(tiles_BGTX: Tensor, right_GXY: Tensor) -> Tensor:
