@@ -85,7 +85,7 @@ def test_run_with_adapters(halfbyte: Halfbyte, adapters: dict[str, str]) -> None
     parts = ("weights_bytes", "adapters_bytes", "kv_bytes")
     assert memory["planned_bytes"] > sum(memory[part] for part in parts)
     added = memory["planned_bytes"] - plain["stats"]["memory"]["planned_bytes"]
-    assert added == memory["adapters_bytes"]
+    assert memory["adapters_bytes"] <= added < 2 * memory["adapters_bytes"]  # and what they compute
     silent = answer(halfbyte, "--dtype", "f32", "--lora", f"{adapters['one']}@0")
     assert silent["token_ids"] == answer(halfbyte, "--dtype", "f32")["token_ids"]
 

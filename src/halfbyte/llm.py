@@ -28,8 +28,9 @@ from halfbyte.kernels.choice import choose, usable
 from halfbyte.kernels.contract import OpSet
 from halfbyte.kernels.cpu import CPUOps
 from halfbyte.models.load import load, load_drafter
+from halfbyte.planner.calibration import read_store
 from halfbyte.planner.monitor import sample
-from halfbyte.planner.opening import plan_of_source
+from halfbyte.planner.opening import companion_of, options_of, plan_of_source, refuse_another
 from halfbyte.planner.probe import resident_bytes, this_machine
 from halfbyte.planner.running import announce
 from halfbyte.planner.solve import USUAL_CONTEXT, Goal
@@ -61,7 +62,8 @@ class Memory:
 class LLM:
     """A loaded model. `model` is whatever the command line takes as MODEL; `adapters` are LoRA
     adapters by name, each the path of a PEFT directory, maybe with `@SCALE`; `template` is a chat
-    template in place of the model's own. `notes` are what a person should know of the loading."""
+    template in place of the model's own. With a `plan` the model is loaded as it says, or refused.
+    `notes` are what a person should know of the loading."""
 
     def __init__(
         self,
@@ -70,9 +72,12 @@ class LLM:
         *,
         adapters: Mapping[str, str] | None = None,
         template: str | None = None,
+        plan: Plan | None = None,
         progress: Progress | None = None,
     ) -> None:
         options = options or LoadOptions()
+        if plan is not None:
+            options = options_of(plan, options)
         self._resident_before = resident_bytes()
         self._place = locate(model, progress)
         source = open_source(
@@ -87,24 +92,62 @@ class LLM:
             name: open_adapter(text, self.spec) for name, text in (adapters or {}).items()
         }
         ops = choose(self.spec, options.device, options.dtype, threads=options.threads)
-        self.plan = self._planned(model, source, ops, options)
-        self.context = self.plan.setup.context
+        drafts = options.draft != "off" and (plan is None or plan.setup.drafter is not None)
+        drafter = self._drafter(source, options, progress) if drafts else None
+        self.plan = self._planned(model, source, ops, options, drafter, plan)
+        setup = self.plan.setup
+        if setup.drafter is None and drafter is not None:
+            self.notes.append("the drafter is left aside: memory has no room for it")
+            drafter = None
+        self.context = setup.context
         self.decoder = load(source, ops, adapters=self.adapters, progress=progress)
         body_bytes = ops.packed_bytes
-        drafting = self._drafting(source, options, progress)
+        drafting = self._drafting(drafter, options, progress)
         self._drafter_bytes = ops.packed_bytes - body_bytes
-        self.engine = Engine(self.decoder, context=self.context, kv=options.kv, drafting=drafting)
+        self.engine = Engine(
+            self.decoder,
+            context=self.context,
+            max_sequences=setup.sequences,
+            prefill_chunk=setup.prefill_chunk,
+            kv=setup.kv,
+            drafting=drafting,
+        )
         announce(
             self,
             model,
-            planned_bytes=self._planned_bytes,
+            planned_bytes=self.plan.own_bytes,
             before_bytes=self._resident_before,
         )
 
-    def _planned(self, model: str, source: Source, ops: OpSet, options: LoadOptions) -> Plan:
+    def _planned(
+        self,
+        model: str,
+        source: Source,
+        ops: OpSet,
+        options: LoadOptions,
+        drafter: Source | None,
+        given: Plan | None,
+    ) -> Plan:
         kind = "cuda" if usable(options.device).startswith("cuda") else "cpu"
-        goal = Goal(context=options.context, kv=options.kv, reference=not isinstance(ops, CPUOps))
-        plan = plan_of_source(model, source, this_machine(kind), goal)
+        goal = Goal(
+            budget_bytes=None if given is None else given.budget_bytes,
+            context=options.context,
+            kv=options.kv,
+            sequences=1 if given is None else given.setup.sequences,
+            draft={"off": 0, AUTO: None}.get(str(options.draft), options.draft),  # type: ignore[arg-type]
+            reference=not isinstance(ops, CPUOps),
+        )
+        plan = plan_of_source(
+            model,
+            source,
+            this_machine(kind),
+            goal,
+            drafter=None if drafter is None else companion_of(options.drafter, drafter),
+            adapters=self.adapters,
+            store=read_store(),
+        )
+        if given is not None:
+            refuse_another(given, plan)
         if plan.setup.context < min(self.spec.context, options.context or USUAL_CONTEXT):
             self.notes.append(f"memory allows a context of {plan.setup.context}")
         return plan
@@ -126,14 +169,10 @@ class LLM:
             adapters_bytes=adapters_bytes,
             drafter_bytes=drafter_bytes,
             kv_bytes=self.engine.cache_bytes,
-            planned_bytes=self._planned_bytes,
+            planned_bytes=self.plan.own_bytes,
             peak_bytes=max(0, now.peak_bytes - self._resident_before),
             card_bytes=now.card_bytes or 0,
         )
-
-    @property
-    def _planned_bytes(self) -> int:
-        return self.plan.own_bytes + self.decoder.adapter_bytes + self._drafter_bytes
 
     def chat_ids(
         self,
@@ -185,12 +224,11 @@ class LLM:
         return Reply(self.engine, request, stream)
 
     def _drafting(
-        self, source: Source, options: LoadOptions, progress: Progress | None
+        self, drafter: Source | None, options: LoadOptions, progress: Progress | None
     ) -> Drafting | None:
-        """By what the text said before, and by the model's drafter."""
+        """By what the text said before, and by a drafter."""
         if options.draft == "off":
             return None
-        drafter = self._drafter(source, options, progress)
         model = None if drafter is None else load_drafter(drafter, self.decoder, progress=progress)
         return Drafting(
             drafters=(LookupDrafter(), *([] if model is None else [ModelDrafter(model)])),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,24 +22,67 @@ if TYPE_CHECKING:
 @flags.MODEL
 @flags.CACHE
 @click.option("--sequences", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--plan", "plan_file", type=click.Path(exists=True, path_type=Path))
+@flags.DRAFT
+@flags.LORA
+@flags.PLAN
+@click.option("--recipe", help="Quantize an unquantized model while loading it.")
+@flags.CALIBRATION
 @flags.JSON
+@click.pass_context
 def command(
-    model: str, context: int | None, kv: Any, sequences: int, plan_file: Path | None, as_json: bool
+    ctx: click.Context,
+    model: str,
+    context: int | None,
+    kv: Any,
+    sequences: int,
+    draft: Any,
+    drafter: str,
+    loras: tuple[str, ...],
+    plan_file: Path | None,
+    recipe: str | None,
+    calibration: bool,
+    as_json: bool,
 ) -> None:
     """Fill MODEL's cache to the planned context, and measure every part beside the plan.
 
     Exits with 3 when it does not fit, or differs from the plan by more than 3 % and 32 MiB.
     """
     from halfbyte.evals.fill import fill
+    from halfbyte.formats.lora import open_adapter
+    from halfbyte.formats.reference import locate
     from halfbyte.kernels.choice import choose
-    from halfbyte.quantizer.opening import open_source
+    from halfbyte.planner.calibration import remember
+    from halfbyte.planner.opening import model_of
+    from halfbyte.planner.probe import this_machine
+    from halfbyte.planner.solve import Goal, solve
+    from halfbyte.quantizer.opening import open_drafter, open_source
 
-    plan = _plan(model, context, kv, sequences, plan_file)
+    if plan_file is not None:
+        plan = flags.planned(ctx, plan_file)
+    else:
+        goal = Goal(
+            context=context,
+            recipe=recipe,
+            kv=kv,
+            sequences=sequences,
+            draft=flags.most_drafts(draft),
+        )
+        known = model_of(
+            model, drafter=None if draft == "off" else drafter, adapters=flags.references(loras)
+        )
+        plan, _ = solve(known, this_machine(), goal, flags.measured(calibration))
     if not plan.fits:
         raise DoesNotFitError(f"{gib(plan.total_bytes)} into {gib(plan.budget_bytes)}")
-    source = open_source(model, recipe=plan.setup.recipe)
-    filled = fill(source, choose(source.spec), plan)
+    setup = plan.setup
+    source = open_source(model, recipe=setup.recipe)
+    beside = None
+    if setup.drafter is not None:
+        beside = open_drafter(setup.drafter, source, locate(model), recipe=setup.recipe)
+    adapters = {name: open_adapter(name, source.spec) for name in setup.adapters}
+    ops = choose(source.spec)
+    filled = fill(source, ops, plan, drafter=beside, adapters=adapters)
+    if plan_file is None and calibration:
+        remember(plan.machine, plan.ops, filled.told(plan, source.spec.vocab, ops.read_bandwidth()))
     if as_json:
         document("fill", _fields(plan, filled))
     else:
@@ -50,19 +92,6 @@ def command(
             f"the plan is wrong by {gib(abs(filled.total.error_bytes))}",
             hint="please report this with --json; other processes may have disturbed it",
         )
-
-
-def _plan(model: str, context: int | None, kv: Any, sequences: int, file: Path | None) -> Plan:
-    from halfbyte.planner.opening import model_of
-    from halfbyte.planner.probe import this_machine
-    from halfbyte.planner.solve import Goal, solve
-    from halfbyte.specs import plan_of
-
-    if file is not None:
-        return plan_of(json.loads(file.read_text(encoding="utf-8")))
-    goal = Goal(context=context, kv=kv, sequences=sequences)
-    plan, _ = solve(model_of(model), replace(this_machine()), goal)
-    return plan
 
 
 def _fields(plan: Plan, filled: Filled) -> dict[str, Any]:
@@ -80,6 +109,8 @@ def _say(plan: Plan, filled: Filled) -> None:
     click.echo(f"{plan.model}, {plan.ops}, context {plan.setup.context}, {plan.setup.kv} cache")
     click.echo(f"  {'':10} {'planned':>12} {'measured':>12} {'error':>12}")
     for row in (*filled.parts, filled.total):
+        if not (row.planned_bytes or row.measured_bytes):
+            continue
         sign = "-" if row.error_bytes < 0 else "+"
         error = sign + gib(abs(row.error_bytes))
         click.echo(

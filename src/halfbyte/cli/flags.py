@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from halfbyte.cli.console import note
 from halfbyte.cli.values import draft, length
+from halfbyte.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from halfbyte.planner.calibration import Store
+    from halfbyte.specs import Draft, Plan
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,6 +97,68 @@ DRAFT = _all(
     ),
     DRAFTER,
 )
+
+PLAN = click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What `halfbyte plan --emit` wrote, as it is or edited.",
+)
+CALIBRATION = click.option(
+    "--calibration/--no-calibration",
+    default=True,
+    help="Use what `fill` measured on this machine, or only what is the same everywhere.",
+)
+# What a plan says, so that nothing else may.
+OF_PLANS = ("context", "kv", "recipe", "sequences", "draft", "drafter", "loras")
+
+
+def planned(ctx: click.Context, file: Path) -> Plan:
+    """The plan in a file. A flag beside it that says what the plan says is a usage error."""
+    from halfbyte.specs import plan_of
+
+    for name in OF_PLANS:
+        if name in ctx.params and was_given(ctx, name):
+            flag = "--lora" if name == "loras" else f"--{name}"
+            raise click.UsageError(f"{flag} is said by the plan: change it in {file.name}")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInputError(f"not a plan: {error}", where=file) from error
+    if not isinstance(document, dict):
+        raise InvalidInputError("not a plan: no JSON object", where=file)
+    try:
+        return plan_of(document)
+    except InvalidInputError as error:
+        raise InvalidInputError(error.what, where=file, hint=error.hint) from error
+
+
+def measured(calibration: bool) -> Store:
+    """What was measured on this machine; what cannot be used is told."""
+    from halfbyte.planner.calibration import EMPTY, read_store
+
+    store = read_store() if calibration else EMPTY
+    if store.complaint is not None:
+        note(store.complaint)
+    return store
+
+
+def was_given(ctx: click.Context, name: str) -> bool:
+    """Whether a person typed this flag."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def most_drafts(draft: Draft) -> int | None:
+    """What --draft asks of a plan; None leaves it to the plan."""
+    return {"off": 0, "auto": None}[draft] if isinstance(draft, str) else draft
+
+
+def references(loras: tuple[str, ...]) -> list[str]:
+    """Where the adapters of every --lora are, without the names they are given."""
+    from halfbyte.cli.adapters import named
+
+    return [*named(loras).values()]
+
 
 READING = _all(
     click.option(

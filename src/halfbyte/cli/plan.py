@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from halfbyte.cli import flags
+from halfbyte.cli.columns import columns
 from halfbyte.cli.console import document
-from halfbyte.cli.values import gib, length, size
+from halfbyte.cli.values import gib, length, sequences, size
 
 if TYPE_CHECKING:
     from halfbyte.specs import Machine, Plan
@@ -24,8 +27,15 @@ if TYPE_CHECKING:
 @click.option("--context", type=length, help="Positions of one sequence, e.g. 32k.")
 @click.option("--kv", type=click.Choice(["bf16", "q8_0", "f32"]), help="How keys are kept.")
 @click.option("--recipe", help="How weights are stored: q4_0, q8_0, a .toml file.")
-@click.option("--sequences", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--draft", type=click.IntRange(0, 7), default=0, help="Tokens drafted at once.")
+@click.option(
+    "--sequences",
+    type=sequences,
+    default="1",
+    show_default=True,
+    help="At once; max finds how many fit.",
+)
+@flags.DRAFT
+@flags.LORA
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
 @flags.TRAINING
 @click.option(
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write the plan, for run and fill; with --train deepspeed.json or accelerate.yaml.",
 )
+@flags.CALIBRATION
 @flags.JSON
 @click.pass_context
 def command(
@@ -43,8 +54,10 @@ def command(
     context: int | None,
     kv: Any,
     recipe: str | None,
-    sequences: int,
-    draft: int,
+    sequences: int | None,
+    draft: Any,
+    drafter: str,
+    loras: tuple[str, ...],
     device: str,
     train: Any,
     batch: int,
@@ -59,6 +72,7 @@ def command(
     zero: int,
     offload: Any,
     emit: Path | None,
+    calibration: bool,
     as_json: bool,
 ) -> None:
     """Say what MODEL takes on this machine, on a card, or in a budget, before it is run.
@@ -100,9 +114,12 @@ def command(
         recipe=recipe,
         kv=kv,
         sequences=sequences,
-        draft=draft,
+        draft=flags.most_drafts(draft),
     )
-    plan, alternatives = solve(model_of(model), where, goal)
+    known = model_of(
+        model, drafter=None if draft == "off" else drafter, adapters=flags.references(loras)
+    )
+    plan, alternatives = solve(known, where, goal, flags.measured(calibration))
     if emit is not None:
         emit.write_text(json.dumps(plan.document(), indent=2) + "\n", encoding="utf-8")
     if as_json:
@@ -118,20 +135,17 @@ def _kind(device: str) -> Any:
 
 def refuse_strangers(ctx: click.Context, *, training: bool) -> None:
     """Flags of running a model beside --train, and those of training without it."""
-    given = [
-        name
-        for name in ctx.params
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    for name in given:
-        flag = "--" + name.replace("_", "-")
+    for name in ctx.params:
+        if not flags.was_given(ctx, name):
+            continue
+        flag = "--lora" if name == "loras" else "--" + name.replace("_", "-")
         if name in flags.OF_TRAINING and not training:
             raise click.UsageError(f"{flag} is a part of a training: add --train")
         if name in OF_RUNNING and training:
             raise click.UsageError(f"{flag} says how a model is run, and not how it is trained")
 
 
-OF_RUNNING = ("context", "kv", "sequences", "draft")
+OF_RUNNING = ("context", "kv", "sequences", "draft", "drafter", "loras")
 
 
 def _brief(plan: Plan) -> dict[str, Any]:
@@ -145,42 +159,64 @@ def _brief(plan: Plan) -> dict[str, Any]:
 
 
 def _say(plan: Plan, alternatives: list[Plan], machine: Machine) -> None:
-    setup = plan.setup
-    click.echo(f"{plan.model} on {machine.name}, {plan.ops}")
-    for row in plan.rows:
-        if row.bytes:
-            sign = " " if row.basis == "arithmetic" else "~"
-            click.echo(f"  {row.component:28} {sign}{gib(row.bytes):>11}  {row.note}")
-    verdict = "fits" if plan.fits else "does NOT fit"
-    click.echo(
-        f"  {'total':28}  {gib(plan.total_bytes):>11}  {verdict} into {gib(plan.budget_bytes)}"
-    )
-    click.echo(f"  context {setup.context}, {setup.kv} cache{_speed(plan)}")
+    click.echo(f"{plan.model} on {machine.name}, {plan.ops}: {_how(plan)}")
+    for line in columns([*_ledger(plan)], right=(2,)):
+        click.echo(line)
+    for row in plan.left_out:
+        click.echo(f"  left out: {row.component}, {gib(row.bytes)} {row.note}")
     if len(alternatives) > 1:
         click.echo("alternatives, each with the longest context that fits")
-        for other in alternatives:
-            click.echo(f"  {_line(other)}")
+        for line in columns([ALTERNATIVES, *map(_alternative, alternatives)], right=(3, 4, 5, 6)):
+            click.echo(line)
     click.echo(f"next: {next_command(plan)}")
 
 
-def _line(plan: Plan) -> str:
+ALTERNATIVES = ("weights", "cache", "drafts", "takes", "context", "tokens/s", "full", "")
+
+
+def _how(plan: Plan) -> str:
     setup = plan.setup
-    held = f"context {setup.context}" if plan.fits else "does not fit"
-    return (
-        f"{setup.recipe or 'as stored':10} {setup.kv:5} {gib(plan.total_bytes):>11}"
-        f"  {held}{_speed(plan)}"
-    )
+    several = f"{setup.sequences} x " if setup.sequences > 1 else ""
+    drafter = "no drafter" if setup.drafter is None else f"drafts by {Path(setup.drafter).name}"
+    empty, full = (f"{rate:.3g}" for rate in plan.tokens_per_s or (0, 0))
+    speed = f", about {empty} tokens/s, {full} when it is full" if plan.tokens_per_s else ""
+    return f"{several}{setup.context} positions, {setup.kv} cache, {drafter}{speed}"
 
 
-def _speed(plan: Plan) -> str:
-    if plan.tokens_per_s is None:
-        return ""
-    empty, full = plan.tokens_per_s
-    return f", about {empty:.3g} tokens/s, {full:.3g} when it is full"
+def _ledger(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
+    """Component, a mark if it is calibrated, bytes, note."""
+    for row in plan.rows:
+        if row.bytes:
+            sign = "-" if row.bytes < 0 else ""
+            mark = "~" if row.basis == "calibrated" else ""
+            yield row.component, mark, sign + gib(abs(row.bytes)), row.note
+    verdict = f"{'fits' if plan.fits else 'does NOT fit'} into {gib(plan.budget_bytes)}"
+    yield "total", "", gib(plan.total_bytes), verdict
+
+
+def _alternative(plan: Plan) -> tuple[str, ...]:
+    setup = plan.setup
+    rates = [f"{rate:.3g}" for rate in plan.tokens_per_s or ()] or ["", ""]
+    drafts = "off" if not setup.draft else "drafter" if setup.drafter else "lookup"
+    context = str(setup.context) if plan.fits else ""
+    verdict = "fits" if plan.fits else "does not fit"
+    weights = setup.recipe or "as stored"
+    return weights, setup.kv, drafts, gib(plan.total_bytes), context, *rates, verdict
 
 
 def next_command(plan: Plan) -> str:
-    """What to type to run a plan."""
+    """What to type to run a plan; with several sequences, to prove it."""
     setup = plan.setup
-    recipe = "" if setup.recipe is None else f" --recipe {setup.recipe}"
-    return f"halfbyte run {plan.model}{recipe} --context {setup.context} --kv {setup.kv}"
+    words = ["halfbyte", "run" if setup.sequences == 1 else "fill", plan.model]
+    if setup.recipe is not None:
+        words += ["--recipe", setup.recipe]
+    words += ["--context", str(setup.context), "--kv", setup.kv]
+    if setup.sequences > 1:
+        words += ["--sequences", str(setup.sequences)]
+    if not setup.draft:
+        words += ["--draft", "off"]
+    elif setup.drafter is not None:
+        words += ["--drafter", setup.drafter]
+    for adapter in setup.adapters:
+        words += ["--lora", adapter]
+    return shlex.join(words)

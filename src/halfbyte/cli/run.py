@@ -53,8 +53,11 @@ class Manner:
 @flags.METHOD
 @flags.DRAFT
 @flags.CACHE
+@flags.PLAN
 @flags.DEVICE
+@click.pass_context
 def command(
+    ctx: click.Context,
     model: str,
     prompt: str | None,
     raw: bool,
@@ -78,6 +81,7 @@ def command(
     drafter: str,
     context: int | None,
     kv: Any,
+    plan_file: Path | None,
     device: str,
     dtype: Any,
     threads: int | None,
@@ -91,7 +95,8 @@ def command(
     from halfbyte.llm import LLM
     from halfbyte.specs import LoadOptions
 
-    adapters = named(loras)
+    plan = None if plan_file is None else flags.planned(ctx, plan_file)
+    adapters = named(loras if plan is None else plan.setup.adapters)
     options = LoadOptions(
         recipe=recipe,
         method=method,
@@ -123,7 +128,7 @@ def command(
         prompt = sys.stdin.read()
     with progress("loading") as report:
         own = None if template is None else template.read_text(encoding="utf-8", errors="replace")
-        llm = LLM(model, options, adapters=adapters, template=own, progress=report)
+        llm = LLM(model, options, adapters=adapters, template=own, plan=plan, progress=report)
     for remark in llm.notes:
         note(remark)
     for name, adapter in llm.adapters.items():

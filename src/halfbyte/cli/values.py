@@ -36,6 +36,15 @@ def shares(value: str) -> list[float]:
         raise click.BadParameter(f"'{value}' is no list of numbers; write 0.8,0.64") from None
 
 
+def sequences(value: str) -> int | None:
+    """A number of sequences, or None for max: as many as fit."""
+    if value == "max":
+        return None
+    if value.isdigit() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(f"'{value}' is no number of sequences; write 4 or max")
+
+
 def size(value: str) -> int:
     """A number of bytes: 12GiB (2^30), 6.7GB (10^9), 512MiB, 8G (2^30)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?[bB])?", value.strip())

@@ -59,6 +59,8 @@ FILE_TYPES = {
 }
 # Where a tokenizer is, in a directory and in a GGUF.
 TOKENIZER, TOKENS = "tokenizer.json", "tokenizer.ggml.tokens"
+# What the name of a tensor of another modality says, the first that does.
+OTHER_PARTS = {"audio": "audio", "vision": "vision", "multi_modal": "vision", "visual": "vision"}
 FROZEN = 1e30  # the stored divisor of a pair that does not rotate
 
 
@@ -125,14 +127,14 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The `Source` of files on disk. `unused` are the stored names a text model has no use for;
+    """The `Source` of files on disk. `unused_bytes` are what a text model has no use for, by name;
     `decoded`: which matrices are f32 here though they are quantized, and why; `has_text`: there is
     a tokenizer, which is read when it is first asked for."""
 
     path: Path
     spec: ModelSpec
     entries: Mapping[str, Entry]
-    unused: tuple[str, ...]
+    unused_bytes: Mapping[str, int]
     load_assets: Callable[[], TextAssets | None]
     has_text: bool
     decoded: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -140,6 +142,21 @@ class Checkpoint:
     @property
     def schemes(self) -> Mapping[str, Scheme]:
         return self._schemes
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The stored names a text model has no use for."""
+        return tuple(self.unused_bytes)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Bytes of what is stored for other modalities: "vision.weights", "audio.weights"."""
+        sizes: Counter[str] = Counter()
+        for name, size in self.unused_bytes.items():
+            part = next((part for mark, part in OTHER_PARTS.items() if mark in name), None)
+            if part is not None:
+                sizes[f"{part}.weights"] += size
+        return sizes
 
     @property
     def assets(self) -> TextAssets | None:
@@ -235,7 +252,7 @@ def _read_directory(path: Path) -> Checkpoint:
         path=path,
         spec=spec,
         entries=entries,
-        unused=tuple(sorted(unused)),
+        unused_bytes={name: _stored_bytes(files[name], name) for name in sorted(unused)},
         load_assets=lambda: _assets_of_directory(path, spec.vocab),
         has_text=(path / TOKENIZER).is_file(),
         decoded=decoded(files, located),
@@ -260,10 +277,16 @@ def _read_gguf(path: Path) -> Checkpoint:
         path=path,
         spec=spec,
         entries=entries,
-        unused=tuple(sorted(unused)),
+        unused_bytes={name: _stored_bytes(model.places[name], name) for name in sorted(unused)},
         load_assets=lambda: _assets_of_metadata(model.metadata),
         has_text=TOKENS in model.metadata,
     )
+
+
+def _stored_bytes(file: TensorFile, name: str) -> int:
+    """What a tensor of any type takes in its file; of one that was packed, nothing is known."""
+    info = file.infos[name]
+    return getattr(info, "stop", 0) - getattr(info, "start", 0)
 
 
 def _locate(

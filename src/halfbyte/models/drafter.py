@@ -59,7 +59,7 @@ class DraftModel:
         is returned may be overwritten by the next step.
         """
         if self._step is None or self._cache is not cache:
-            self._cache, self._step = cache, self._recorded(cache)
+            self._cache, self._step = cache, self.recorded(cache)
         spans = [
             Span(start=slot.length - 1, count=1, pages=slot.pages, ring=slot.ring) for slot in slots
         ]
@@ -67,7 +67,8 @@ class DraftModel:
         logits, states = self._step(rows, range(len(spans)))
         return self._spread(logits), states
 
-    def _recorded(self, cache: Cache) -> Step:
+    def recorded(self, cache: Cache) -> Step:
+        """A step that reads these cells."""
         caches = [cache.layers[index] for index in self.reads]
         return self._body.ops.step(lambda rows, _: self.step(rows, caches))
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Updates = Mapping[str, tuple[LowRank | None, ...]]
 """Name of a weight -> what each adapter adds to it; weights that none changes are left out."""
 NO_UPDATES: Updates = {}
+TOKENS = ".tokens"  # whole numbers that a drafter keeps apart
 
 
 def load(
@@ -65,14 +66,43 @@ def load(
     )
 
 
-def outline(spec: ModelSpec, schemes: Mapping[str, Scheme], ops: CPUOps) -> Decoder:
+def outline(
+    spec: ModelSpec,
+    schemes: Mapping[str, Scheme],
+    ops: CPUOps,
+    adapters: Sequence[Adapter] = (),
+) -> Decoder:
     """The decoder of a model whose weights are not there; what it would take can be asked for."""
     _refuse_drafter(spec)
-    packed = {
+    packed = _outlined(spec, schemes, ops)
+    updates = _by_weight([outline_adapter(adapter, ops) for adapter in adapters])
+    return Decoder(spec, _weights(spec, packed, updates, embed=packed["embed.weight"]), ops)
+
+
+def outline_drafter(
+    spec: ModelSpec, schemes: Mapping[str, Scheme], target: Decoder, ops: CPUOps
+) -> DraftModel:
+    """A drafter that is not there, beside a target that need not be."""
+    packed = _outlined(spec, schemes, ops)
+    return assembled_drafter(spec, packed, target)
+
+
+def _outlined(spec: ModelSpec, schemes: Mapping[str, Scheme], ops: CPUOps) -> dict[str, Array]:
+    return {
         tensor.name: ops.outline(_target(schemes[tensor.name], tensor.shape, ops), tensor.shape)
         for tensor in spec.tensors()
+        if not tensor.name.endswith(TOKENS)
     }
-    return Decoder(spec, _weights(spec, packed, NO_UPDATES, embed=packed["embed.weight"]), ops)
+
+
+def outline_adapter(adapter: Adapter, ops: CPUOps) -> dict[str, LowRank]:
+    """By the names of weights, what an adapter that is not there would add to them."""
+    found: dict[str, LowRank] = {}
+    for module, update in adapter.updates.items():
+        scheme = adapter.stored.pairs[module][0].scheme
+        a, b = (ops.outline(_target(scheme, shape, ops), shape) for shape in update.shapes)
+        found[update.weight] = LowRank(a=a, b=b, scale=update.scale)
+    return found
 
 
 def _refuse_drafter(spec: ModelSpec) -> None:
@@ -96,7 +126,7 @@ def load_drafter(
     for name, q in _watched(source, ops, progress):
         if name == "head.weight" and clusters is not None:
             q = q.take_rows(clusters)  # a cluster's rows lie together
-        if not name.endswith(".tokens"):
+        if not name.endswith(TOKENS):
             packed[name] = _pack(name, q, ops)
     tokens = _tokens(source, "head.tokens") if clusters is None else clusters
     return assembled_drafter(source.spec, packed, target, tokens=tokens)
@@ -158,7 +188,11 @@ def _watched(
 
 
 def _packed_updates(adapters: Sequence[Adapter], ops: OpSet) -> Updates:
-    columns = [_packed_adapter(adapter, ops) for adapter in adapters]
+    return _by_weight([_packed_adapter(adapter, ops) for adapter in adapters])
+
+
+def _by_weight(columns: Sequence[Mapping[str, LowRank]]) -> Updates:
+    """What every adapter adds to a weight, for the weights that any of them changes."""
     changed = {weight for column in columns for weight in column}
     return {weight: tuple(column.get(weight) for column in columns) for weight in changed}
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from halfbyte.kernels.contract import KVLayout
 from halfbyte.models.cache import shape_for
-from halfbyte.planner.runtimes import TEXT_BYTES, Runtime
+from halfbyte.models.load import TOKENS
+from halfbyte.planner.calibration import DEFAULT, Calibration
+from halfbyte.planner.runtimes import Companion, Runtime
 from halfbyte.specs import LayerSpec, ModelSpec, Row, Scheme, Setup
 
 PARTS = {
@@ -33,20 +36,27 @@ def ledger(
     runtime: Runtime,
     *,
     tokenizer: bool = True,
+    drafter: Companion | None = None,
+    calibration: Calibration = DEFAULT,
 ) -> tuple[Row, ...]:
-    """Every row of a model's plan: weights, cache, activations, and what runs them."""
-    text = TEXT_BYTES * spec.vocab if tokenizer else 0
+    """Every row of a model's plan: weights, cache, activations, and what runs them.
+
+    Adapters are those of the setup, which the runtime was made with.
+    """
+    text, source = calibration.text(spec.vocab) if tokenizer else (0, "")
     return (
         *weights(spec, schemes, runtime),
+        *adapters(setup, runtime),
+        *(() if drafter is None else drafting(drafter, setup, runtime)),
         *cache(spec, setup, runtime),
         *activations(setup, runtime),
         Row(
             component="runtime.text",
             bytes=text,
             basis="calibrated",
-            note=f"a tokenizer of {spec.vocab} tokens",
+            note=f"a tokenizer of {spec.vocab} tokens{source}",
         ),
-        *runtime.overhead(),
+        *runtime.overhead(calibration),
     )
 
 
@@ -63,6 +73,38 @@ def weights(spec: ModelSpec, schemes: Mapping[str, Scheme], runtime: Runtime) ->
     added = runtime.packed_bytes - sum(sizes.values())
     yield Row(
         component="weights.layout", bytes=added, note=f"as the {runtime.name} op set keeps it"
+    )
+
+
+def adapters(setup: Setup, runtime: Runtime) -> Iterator[Row]:
+    """What each adapter adds to the weights; what it computes is among the activations."""
+    for name, size in zip(setup.adapters, runtime.adapter_bytes, strict=True):
+        yield Row(component=f"adapters.{Path(name).name}", bytes=size, note="beside the weights")
+
+
+def drafting(drafter: Companion, setup: Setup, runtime: Runtime) -> Iterator[Row]:
+    """A drafter's weights as they are stored, what its layout adds, and a step of it.
+
+    It has no cache and no table of embeddings: both are the target's.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in drafter.spec.tensors():
+        if not tensor.name.endswith(TOKENS):
+            scheme = drafter.schemes[tensor.name]
+            sizes[scheme.name] += scheme.bytes(tensor.shape)
+    for name, size in sizes.items():
+        yield Row(component=f"drafter.weights.{name}", bytes=size)
+    packed, step = runtime.drafter_bytes(drafter, setup.sequences)
+    yield Row(
+        component="drafter.layout",
+        bytes=packed - sum(sizes.values()),
+        note=f"as the {runtime.name} op set keeps it",
+    )
+    yield Row(
+        component="drafter.step",
+        bytes=step,
+        basis=runtime.basis,
+        note=f"{setup.sequences} rows at once, and the tokens of its head",
     )
 
 

@@ -7,34 +7,56 @@ reference op set cannot be asked; its numbers are an upper estimate from shapes,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from halfbyte import env
-from halfbyte.kernels.contract import KVLayout
+from halfbyte.kernels.contract import KVLayout, Step
 from halfbyte.kernels.cpu import CPUOps, CPUStep, instruction_set
 from halfbyte.models.cache import CacheShape
-from halfbyte.models.load import outline
+from halfbyte.models.load import TOKENS, outline, outline_adapter, outline_drafter
+from halfbyte.planner.calibration import Calibration
 from halfbyte.specs import Basis, DeviceKind, ModelSpec, Row, Scheme
 
+if TYPE_CHECKING:
+    from halfbyte.formats.lora import Adapter
+
 MIB = 2**20
-# What one entry of a vocabulary takes in the tokenizer's tables: 680 to 990 bytes were measured.
-TEXT_BYTES = 750
-# Threads, arenas and what the first steps allocate once.
-PROCESS_BYTES = 6 * MIB
 # A CUDA context with PyTorch's kernels and cuBLAS's workspace.
 CUDA_BYTES = 600 * MIB
 # The reference op set keeps decoded weights up to this total.
 DECODED_BYTES = 2**30
 REFERENCE_ROWS = 32
+INDEX_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """A drafter beside a model: what a person calls it, what it is, and how it is stored."""
+
+    name: str
+    spec: ModelSpec
+    schemes: Mapping[str, Scheme]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Without the whole numbers that stand for tokens."""
+        return sum(
+            self.schemes[tensor.name].bytes(tensor.shape)
+            for tensor in self.spec.tensors()
+            if not tensor.name.endswith(TOKENS)
+        )
 
 
 class Runtime(Protocol):
-    """One model on one op set. `basis` is that of `scratch_bytes`."""
+    """One model on one op set, with its adapters. `basis` is that of `scratch_bytes`;
+    `packed_bytes` are the model's own, `adapter_bytes` those of each adapter."""
 
     name: str
     basis: Basis
     packed_bytes: int
+    adapter_bytes: tuple[int, ...]
 
     def kv_bytes(self, layout: KVLayout) -> int: ...
 
@@ -42,19 +64,28 @@ class Runtime(Protocol):
         """What a step of so many rows, with logits for so many, computes at once."""
         ...
 
-    def overhead(self) -> tuple[Row, ...]:
+    def drafter_bytes(self, drafter: Companion, rows: int) -> tuple[int, int]:
+        """What a drafter takes packed, and what a step of it computes for so many sequences."""
+        ...
+
+    def overhead(self, calibration: Calibration) -> tuple[Row, ...]:
         """What is there before any model."""
         ...
 
 
 def runtime_of(
-    kind: DeviceKind, spec: ModelSpec, schemes: Mapping[str, Scheme], *, reference: bool = False
+    kind: DeviceKind,
+    spec: ModelSpec,
+    schemes: Mapping[str, Scheme],
+    *,
+    adapters: Sequence[Adapter] = (),
+    reference: bool = False,
 ) -> Runtime:
     """The op set that would run a model on a device of this kind, or the `reference`."""
     native = kind == "cpu" and instruction_set() is not None and CPUOps.lacks(spec) is None
     if native and not reference:
-        return NativeRuntime(spec, schemes)
-    return ReferenceRuntime(kind, spec, schemes)
+        return NativeRuntime(spec, schemes, adapters)
+    return ReferenceRuntime(kind, spec, schemes, adapters)
 
 
 class NativeRuntime:
@@ -62,14 +93,16 @@ class NativeRuntime:
 
     basis: Basis = "arithmetic"
 
-    def __init__(self, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
-        ops = CPUOps(threads=env.thread_count() or env.processor_count())
-        decoder = outline(spec, schemes, ops)
+    def __init__(
+        self, spec: ModelSpec, schemes: Mapping[str, Scheme], adapters: Sequence[Adapter] = ()
+    ) -> None:
+        self._ops = ops = CPUOps(threads=env.thread_count() or env.processor_count())
         self.name = ops.name
-        self.packed_bytes = ops.packed_bytes
-        step = decoder.new_cache(CacheShape(pages=1, ring_slack=1)).step
-        assert isinstance(step, CPUStep)
-        self._step = step
+        self.adapter_bytes = tuple(packed_adapter_bytes(adapter) for adapter in adapters)
+        self._decoder = outline(spec, schemes, ops, adapters)
+        self.packed_bytes = ops.packed_bytes - sum(self.adapter_bytes)
+        self._cache = self._decoder.new_cache(CacheShape(pages=1, ring_slack=1))
+        self._step = _native(self._cache.step)
 
     def kv_bytes(self, layout: KVLayout) -> int:
         return CPUOps.kv_bytes(layout)
@@ -77,8 +110,15 @@ class NativeRuntime:
     def scratch_bytes(self, rows: int, wanted: int) -> int:
         return self._step.scratch_bytes(rows, wanted)
 
-    def overhead(self) -> tuple[Row, ...]:
-        return (_process(),)
+    def drafter_bytes(self, drafter: Companion, rows: int) -> tuple[int, int]:
+        before = self._ops.packed_bytes
+        model = outline_drafter(drafter.spec, drafter.schemes, self._decoder, self._ops)
+        packed = self._ops.packed_bytes - before
+        step = _native(model.recorded(self._cache)).scratch_bytes(rows, rows)
+        return packed, step + _spread_bytes(drafter.spec, rows)
+
+    def overhead(self, calibration: Calibration) -> tuple[Row, ...]:
+        return (_process(calibration),)
 
 
 class ReferenceRuntime:
@@ -87,9 +127,16 @@ class ReferenceRuntime:
 
     basis: Basis = "calibrated"
 
-    def __init__(self, kind: DeviceKind, spec: ModelSpec, schemes: Mapping[str, Scheme]) -> None:
+    def __init__(
+        self,
+        kind: DeviceKind,
+        spec: ModelSpec,
+        schemes: Mapping[str, Scheme],
+        adapters: Sequence[Adapter] = (),
+    ) -> None:
         sizes = {tensor.name: tensor.count for tensor in spec.tensors()}
         self.name = f"reference ({kind})"
+        self.adapter_bytes = tuple(adapter.nbytes for adapter in adapters)
         self._kind = kind
         self._spec = spec
         stored = sum(schemes[tensor.name].bytes(tensor.shape) for tensor in spec.tensors())
@@ -109,9 +156,14 @@ class ReferenceRuntime:
         step = 4 * rows * (6 * self._spec.hidden + 4 * inner + 4 * heads)
         return self._largest + step + 2 * 4 * max(wanted, REFERENCE_ROWS) * self._spec.vocab
 
-    def overhead(self) -> tuple[Row, ...]:
+    def drafter_bytes(self, drafter: Companion, rows: int) -> tuple[int, int]:
+        vocab = drafter.spec.drafter.head_rows if drafter.spec.drafter else 0
+        step = 4 * max(rows, REFERENCE_ROWS) * vocab
+        return drafter.stored_bytes, step + _spread_bytes(drafter.spec, rows)
+
+    def overhead(self, calibration: Calibration) -> tuple[Row, ...]:
         if self._kind == "cpu":
-            return (_process(),)
+            return (_process(calibration),)
         note = "a CUDA context and its libraries"
         cuda = Row(
             component="runtime.cuda_context", bytes=CUDA_BYTES, basis="calibrated", note=note
@@ -119,10 +171,29 @@ class ReferenceRuntime:
         return (cuda,)
 
 
-def _process() -> Row:
+def _native(step: Step) -> CPUStep:
+    assert isinstance(step, CPUStep)
+    return step
+
+
+def _spread_bytes(drafter: ModelSpec, rows: int) -> int:
+    """The tokens of a head's rows, where they are not the vocabulary in order, and logits in it."""
+    apart = [tensor for tensor in drafter.tensors() if tensor.name.endswith(TOKENS)]
+    if not apart:
+        return 0
+    return INDEX_BYTES * apart[-1].count + 4 * rows * drafter.vocab
+
+
+def packed_adapter_bytes(adapter: Adapter) -> int:
+    """What the native op set keeps of an adapter."""
+    ops = CPUOps(threads=1)
+    return ops.packed_bytes if outline_adapter(adapter, ops) else 0
+
+
+def _process(calibration: Calibration) -> Row:
     return Row(
         component="runtime.process",
-        bytes=PROCESS_BYTES,
+        bytes=calibration.process_bytes,
         basis="calibrated",
-        note="threads and what the first steps allocate",
+        note=f"threads and what the first steps allocate{calibration.noted}",
     )

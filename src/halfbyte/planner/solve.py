@@ -9,11 +9,14 @@ What is offered is only what the runtime can run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from halfbyte.errors import DoesNotFitError, InvalidInputError
+from halfbyte.errors import DoesNotFitError, InvalidInputError, UnsupportedError
+from halfbyte.models.cache import DRAFT_ROWS
+from halfbyte.planner.calibration import EMPTY, Store
 from halfbyte.planner.cost import bytes_per_token, ledger
-from halfbyte.planner.runtimes import runtime_of
+from halfbyte.planner.runtimes import Companion, runtime_of
 from halfbyte.specs import (
     RECIPES,
     KVType,
@@ -26,12 +29,18 @@ from halfbyte.specs import (
     recipe_of,
 )
 
+if TYPE_CHECKING:
+    from halfbyte.formats.lora import Adapter
+
 # Most faithful first.
 RECIPE_ORDER = ("bf16", "q8_0", "q4_0", "q4_0-pure")
 KV_ORDER: tuple[KVType, ...] = ("bf16", "q8_0")
 # The context that a plan should reach where nobody asks for one.
 USUAL_CONTEXT = 8192
 STEP = 256  # contexts are found in these steps
+BLOCK = 32  # of a q8_0 cache
+MOST = DRAFT_ROWS - 1  # that a round drafts
+MOST_SEQUENCES = 256
 MARGIN = 0.02  # of the budget: what nobody counted
 # Of a memory's measured or listed speed, what decoding reaches.
 REACHED = 0.85
@@ -39,30 +48,42 @@ REACHED = 0.85
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What is asked of a plan; None leaves it to the plan. `reference`: no native op set."""
+    """What is asked of a plan; None leaves it to the plan: with `sequences` as many as fit, with
+    `draft` as many as a round takes, or none where the drafter does not fit. `reference`: no native
+    op set."""
 
     budget_bytes: int | None = None
     context: int | None = None
     recipe: str | None = None
     kv: KVType | None = None
-    sequences: int = 1
-    draft: int = 0
+    sequences: int | None = 1
+    draft: int | None = None
     reference: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What a plan must know of a model: `quantized` says that it is run as it is stored."""
+    """What a plan must know of a model: `quantized` says that it is run as it is stored.
+
+    `adapters` are by the names that people give them; `left_out` are bytes that the checkpoint
+    stores for parts that do not run, by component.
+    """
 
     name: str
     spec: ModelSpec
     schemes: Mapping[str, Scheme]
     quantized: bool
     tokenizer: bool = True
+    drafter: Companion | None = None
+    adapters: Mapping[str, Adapter] = field(default_factory=dict[str, "Adapter"])
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
-def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]:
-    """The best plan, and every alternative at the longest context that it allows.
+def solve(
+    model: Model, machine: Machine, goal: Goal, store: Store = EMPTY
+) -> tuple[Plan, list[Plan]]:
+    """The best plan, and every alternative at the longest context that it allows. `store` is what
+    was measured on this machine.
 
     Raises `DoesNotFitError`, naming the nearest thing that would fit, and `InvalidInputError` for a
     context beyond the model's.
@@ -74,9 +95,10 @@ def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]
             hint=f"give --context {limit} or less",
         )
     makers = [
-        _Maker(model, machine, goal, recipe, kv)
+        _Maker(model, machine, goal, store, recipe, kv, draft)
         for recipe in _recipes(model, goal)
-        for kv in _caches(goal)
+        for kv in _caches(model, goal)
+        for draft in _drafts(model, goal)
     ]
     wanted = goal.context or min(limit, USUAL_CONTEXT)
     longest = [maker.longest(limit) for maker in makers]
@@ -85,8 +107,11 @@ def solve(model: Model, machine: Machine, goal: Goal) -> tuple[Plan, list[Plan]]
     if not reaching and (goal.context is not None or not any(longest)):
         raise _does_not_fit(makers, longest, wanted)
     best = reaching[0] if reaching else longest.index(max(longest))
-    chosen = makers[best].plan(goal.context or longest[best])
-    return chosen, plans
+    context = goal.context or longest[best]
+    if goal.sequences is not None:
+        return makers[best].plan(context), plans
+    context = min(context, wanted)
+    return makers[best].plan(context, makers[best].most_sequences(context)), plans
 
 
 def _recipes(model: Model, goal: Goal) -> Sequence[str | None]:
@@ -95,32 +120,66 @@ def _recipes(model: Model, goal: Goal) -> Sequence[str | None]:
     return (None,) if model.quantized else RECIPE_ORDER
 
 
-def _caches(goal: Goal) -> Sequence[KVType]:
-    return KV_ORDER if goal.kv is None else (goal.kv,)
+def _caches(model: Model, goal: Goal) -> Sequence[KVType]:
+    """Those that the model's heads allow. `UnsupportedError` where another was asked for."""
+    uneven = [
+        layer.attention.head_dim for layer in model.spec.layers if layer.attention.head_dim % BLOCK
+    ]
+    if uneven and goal.kv == "q8_0":
+        raise UnsupportedError(
+            f"a q8_0 cache needs a head dim that is a multiple of {BLOCK}, not {uneven[0]}",
+            hint="use --kv bf16",
+        )
+    every: list[KVType] = [kv for kv in KV_ORDER if kv != "q8_0" or not uneven]
+    return every if goal.kv is None else (goal.kv,)
+
+
+def _drafts(model: Model, goal: Goal) -> Sequence[int]:
+    """Drafting changes no token, so it comes before a smaller cache or recipe, and goes first."""
+    if goal.draft is not None:
+        return (goal.draft,)
+    return (MOST,) if model.drafter is None else (MOST, 0)
 
 
 class _Maker:
-    """Plans of one recipe and one kind of cache, for any context."""
+    """Plans of one recipe, one kind of cache and one way to draft, for any context."""
 
     def __init__(
-        self, model: Model, machine: Machine, goal: Goal, recipe: str | None, kv: KVType
+        self,
+        model: Model,
+        machine: Machine,
+        goal: Goal,
+        store: Store,
+        recipe: str | None,
+        kv: KVType,
+        draft: int,
     ) -> None:
         self._model, self._machine, self._goal = model, machine, goal
         self.recipe = recipe
         self.kv: KVType = kv
+        self.draft = draft
+        self._drafter = _stored_in(model.drafter, recipe) if draft else None
         self._schemes = model.schemes if recipe is None else schemes_of(model.spec, recipe)
         self._runtime = runtime_of(
-            machine.kind, model.spec, self._schemes, reference=goal.reference
+            machine.kind,
+            model.spec,
+            self._schemes,
+            adapters=[*model.adapters.values()],
+            reference=goal.reference,
         )
+        self._calibration = store.of(machine.name, self._runtime.name)
 
-    def plan(self, context: int) -> Plan:
+    def plan(self, context: int, sequences: int | None = None) -> Plan:
+        """`sequences` None: as many as are asked for, or one."""
         goal, machine, spec = self._goal, self._machine, self._model.spec
         setup = Setup(
             recipe=self.recipe,
             kv=self.kv,
             context=context,
-            sequences=goal.sequences,
-            draft=goal.draft,
+            sequences=sequences or goal.sequences or 1,
+            draft=self.draft,
+            drafter=None if self._drafter is None else self._drafter.name,
+            adapters=tuple(self._model.adapters),
         )
         budget = machine.memory_bytes if goal.budget_bytes is None else goal.budget_bytes
         around = (
@@ -149,11 +208,17 @@ class _Maker:
                     setup,
                     self._runtime,
                     tokenizer=self._model.tokenizer,
+                    drafter=self._drafter,
+                    calibration=self._calibration,
                 ),
                 *around,
             ),
             budget_bytes=budget,
             tokens_per_s=self._speed(setup),
+            left_out=tuple(
+                Row(component=component, bytes=size, note="stored, and not loaded: text runs")
+                for component, size in self._model.left_out.items()
+            ),
         )
 
     def longest(self, limit: int) -> int:
@@ -166,16 +231,35 @@ class _Maker:
             low, high = (middle, high) if self.plan(middle * STEP).fits else (low, middle - 1)
         return low * STEP
 
+    def most_sequences(self, context: int) -> int:
+        """The most sequences of a context that fit, at least one."""
+        low, high = 1, MOST_SEQUENCES
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.plan(context, middle).fits
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
     def _speed(self, setup: Setup) -> tuple[float, float] | None:
         """Tokens per second with an empty cache, and behind a full one."""
-        if self._machine.bandwidth is None:
+        bandwidth = self._machine.bandwidth or self._calibration.bandwidth
+        if bandwidth is None:
             return None
         empty, full = (
             bytes_per_token(self._model.spec, self._runtime, setup, depth)
             for depth in (0, setup.context)
         )
-        rate = REACHED * self._machine.bandwidth
+        rate = REACHED * bandwidth
         return rate / empty, rate / full
+
+
+def _stored_in(drafter: Companion | None, recipe: str | None) -> Companion | None:
+    """A drafter that is not quantized yet is stored as the recipe says."""
+    if drafter is None or recipe is None:
+        return drafter
+    if any(not scheme.is_float for scheme in drafter.schemes.values()):
+        return drafter
+    return replace(drafter, schemes=schemes_of(drafter.spec, recipe))
 
 
 def schemes_of(spec: ModelSpec, recipe: str) -> dict[str, Scheme]:
@@ -194,7 +278,8 @@ def _does_not_fit(makers: Sequence[_Maker], longest: Sequence[int], wanted: int)
     if most:
         maker = makers[longest.index(most)]
         named = "" if maker.recipe is None else f" --recipe {maker.recipe}"
-        hint = f"--context {most}{named} --kv {maker.kv} fits; {hint}"
+        off = " --draft off" if not maker.draft else ""
+        hint = f"--context {most}{named} --kv {maker.kv}{off} fits; {hint}"
     elif smallest.setup.recipe is None:
         hint += f"; or quantize it smaller ({', '.join(RECIPES)})"
     return DoesNotFitError(f"{wanted} positions do not fit into {budget:.2f} GB", hint=hint)

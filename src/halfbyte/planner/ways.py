@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halfbyte.errors import InvalidInputError
+from halfbyte.planner.calibration import PROCESS_BYTES
 from halfbyte.planner.grid_training import costs_on_grid
-from halfbyte.planner.runtimes import CUDA_BYTES, PROCESS_BYTES
+from halfbyte.planner.runtimes import CUDA_BYTES
 from halfbyte.planner.solve import MARGIN, Model, schemes_of
 from halfbyte.planner.training import (
     MODES,

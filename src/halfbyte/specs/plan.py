@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.specs.loading import KVType
@@ -21,8 +21,9 @@ NOT_OURS = ("runtime.other_processes", "runtime.margin")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one component takes. Components are named `weights.*`, `vision.*`, `drafter.*`, `kv.*`,
-    `activations.*`, `runtime.*`; `note` says where the number comes from."""
+    """What one component takes. Components are named `weights.*`, `adapters.*`, `drafter.*`,
+    `kv.*`, `activations.*`, `runtime.*`, and of what is left out `vision.*`, `audio.*`; `note` says
+    where the number comes from."""
 
     component: str
     bytes: int
@@ -32,9 +33,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """How a model is run. `recipe` None: as it is stored; `draft` 0: no speculation.
+    """How a model is run. `recipe` None: as it is stored.
 
-    `context` is the positions of one sequence, `prefill_chunk` the rows of prompts in a step.
+    `context` is the positions of one sequence, `prefill_chunk` the rows of prompts in a step,
+    `draft` the most tokens drafted in a round (0: none), `drafter` the model that does, if any;
+    `adapters` are those that are loaded. Both are named as a person names them.
     """
 
     recipe: str | None
@@ -43,14 +46,16 @@ class Setup:
     sequences: int = 1
     prefill_chunk: int = 512
     draft: int = 0
-    adapters: int = 0
+    drafter: str | None = None
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A setup of a model on a machine, its ledger, and what is expected of it.
 
-    `budget_bytes` is what may be used; `tokens_per_s` is bytes read per token over bandwidth, with
+    `left_out` is what the checkpoint stores and nothing loads: it is in no sum. `budget_bytes` is
+    what may be used; `tokens_per_s` is bytes read per token over bandwidth, with
     an empty cache and with a full one.
     """
 
@@ -61,6 +66,7 @@ class Plan:
     rows: tuple[Row, ...]
     budget_bytes: int
     tokens_per_s: tuple[float, float] | None = None
+    left_out: tuple[Row, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -91,10 +97,33 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
         raise InvalidInputError(f"no plan: its schema is {document.get('schema')!r}, not {SCHEMA}")
     try:
         known = {field.name: document[field.name] for field in fields(Plan)}
-        known["setup"] = Setup(**document["setup"])
-        known["rows"] = tuple(Row(**row) for row in document["rows"])
+        known["setup"] = _setup_of(document["setup"])
+        for rows in ("rows", "left_out"):
+            known[rows] = tuple(_row_of(row) for row in document[rows])
+        _whole("budget_bytes", known["budget_bytes"])
         speed = document["tokens_per_s"]
         known["tokens_per_s"] = None if speed is None else (float(speed[0]), float(speed[1]))
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(f"not a plan: {error}") from error
     return Plan(**known)
+
+
+def _setup_of(values: Mapping[str, Any]) -> Setup:
+    known: dict[str, Any] = {**values, "adapters": tuple(values.get("adapters", ()))}
+    setup = Setup(**known)
+    if setup.kv not in get_args(KVType):
+        raise ValueError(f"kv is {setup.kv!r:.20}; there are {', '.join(get_args(KVType))}")
+    for name, least in (("context", 1), ("sequences", 1), ("prefill_chunk", 1), ("draft", 0)):
+        _whole(name, getattr(setup, name), least)
+    return setup
+
+
+def _row_of(values: Mapping[str, Any]) -> Row:
+    row = Row(**values)
+    _whole(f"{row.component}'s bytes", row.bytes, least=-(2**63))  # a layout may save
+    return row
+
+
+def _whole(name: str, value: object, least: int = 0) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {value!r:.40}; it must be a whole number from {least} on")
