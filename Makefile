@@ -3,6 +3,7 @@
 #   make demo    install, then text from the bundled demo model with its statistics
 #   make test    install with the dev extra, then the default test suite
 #   make check   lint, types and tests (what .ci/run does)
+#   make clients the clients' own code against our server, in two environments
 #   make fuzz    each fuzz target for FUZZ_SECONDS (60)
 #
 # PYTHON=...       an interpreter of your choice (3.11 to 3.13, with the venv module)
@@ -31,7 +32,7 @@ CONSTRAINTS := $(if $(DRIVER),,--constraint constraints-cpu.txt)
 
 NATIVE := CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help demo test lint types check fuzz clean
+.PHONY: help demo test lint types check fuzz clients clean
 
 help:
 	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
@@ -61,8 +62,17 @@ fuzz: $(VENV)/.installed-dev
 		$(BIN)/python fuzz/run.py "$$(basename "$$target" .py)" \
 			-max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
+CLIENTS := .clients/a .clients/b .clients/c
+clients: $(VENV)/.installed-dev $(CLIENTS:%=%/.installed)
+	$(BIN)/python -m pytest -m clients tests/test_serve_clients.py
+
+.clients/%/.installed: tests/clients/%.txt $(VENV)/.created
+	@$(BIN)/python -m venv .clients/$*
+	@.clients/$*/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .clients $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

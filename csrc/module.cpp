@@ -232,6 +232,18 @@ public:
         for (Bytes* bytes : {&keys_, &values_, &key_scales_, &value_scales_})
             if (bytes->size() > 0) std::memset(bytes->data(), 0, bytes->size());
     }
+    // What the cells of one ring hold, into another ring.
+    void copy_ring(int from, int to) {
+        const int rings = int(kv_.cells / size_t(kv_.stride));
+        require(kv_.sliding && 0 <= from && from < rings && 0 <= to && to < rings, "no such ring");
+        for (Bytes* bytes : {&keys_, &values_, &key_scales_, &value_scales_}) {
+            const size_t ring = bytes->size() / size_t(kv_.heads) / size_t(rings);
+            for (int head = 0; head < kv_.heads && ring > 0; ++head) {
+                auto* cells = static_cast<uint8_t*>(bytes->data()) + ring * size_t(rings) * size_t(head);
+                std::memmove(cells + ring * size_t(to), cells + ring * size_t(from), ring);
+            }
+        }
+    }
     size_t positions() const { return positions_; }
     size_t nbytes() const {
         return keys_.size() + values_.size() + key_scales_.size() + value_scales_.size();
@@ -592,6 +604,8 @@ NB_MODULE(_cpu, m) {
              nb::arg("rotations").none() = nb::none(), nb::keep_alive<1, 8>(),
              nb::keep_alive<1, 9>())
         .def("seed", &Cells::seed)
+        .def("copy_ring", &Cells::copy_ring, nb::arg("source"), nb::arg("target"),
+             nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro("nbytes", &Cells::nbytes);
 
     nb::class_<Attention>(m, "Attention")

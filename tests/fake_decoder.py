@@ -31,6 +31,9 @@ class FakeCache:
         self.pages = np.full((shape.pages, shape.page_len), -1)
         self.rings = np.full((shape.rings, self.ring_len, 2), -1)
 
+    def copy_ring(self, source: int, target: int) -> None:
+        self.rings[target] = self.rings[source]
+
 
 class FakeDecoder:
     """`interrupt_at`: the forward (counted from 0) that is interrupted halfway."""

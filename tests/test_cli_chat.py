@@ -221,7 +221,7 @@ def test_thinking_is_switched_where_the_template_can(
     obey(conversation, "/no-think")
     assert conversation.manner.think is False
     assert capsys.readouterr().err == "thinking on\nthinking off\n"
-    monkeypatch.setattr(type(conversation.llm.chat), "can_think", False)
+    monkeypatch.setattr(type(conversation.llm.turns), "can_think", False)
     obey(conversation, "/think")
     assert "no switch" in capsys.readouterr().err
 

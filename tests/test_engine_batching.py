@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from fake_decoder import VOCAB, FakeDecoder, logits_after
 from hypothesis import given, settings
@@ -272,3 +273,62 @@ def test_options_outside_their_range_are_refused():
     for options in ({"context": 0}, {"max_sequences": 0}, {"prefill_chunk": 0}):
         with pytest.raises(InvalidInputError, match="at least 1"):
             Engine(FakeDecoder(), **{"context": 10, **options})
+
+
+class Timed(FakeDecoder):
+    """A row takes a hundredth of a second, by its own clock."""
+
+    now = 0.0
+
+    def outputs(self, chunks, cache):
+        self.now += 0.01 * sum(len(chunk.token_ids) for chunk in chunks)
+        return super().outputs(chunks, cache)
+
+
+def test_a_long_prompt_keeps_nobody_waiting_for_long():
+    """Beside somebody who decodes a chunk takes a quarter of a second, or has 32 rows."""
+    decoder = Timed()
+    engine = Engine(decoder, context=2000, max_sequences=2, clock=lambda: decoder.now)
+    short, long = Request(prompt_ids=(1,) * 100), Request(prompt_ids=(2,) * 900, max_tokens=1)
+    engine.add(short)
+    engine.step()  # alone, a prompt comes as a whole
+    engine.add(long)
+    while len(decoder.forwards) < 12:
+        engine.step()
+    assert decoder.forwards[0] == [100]
+    assert decoder.forwards[1:] == [[1, 32]] * 11
+
+
+def test_probabilities_are_the_models_own():
+    plain = Request(prompt_ids=(1, 2), max_tokens=3, sampling=SamplingParams(seed=4))
+    asked = replace(plain, top_logprobs=3)
+    events = list(Engine(FakeDecoder(), context=50).stream(asked))
+    ids = list(plain.prompt_ids)
+    for event in events:
+        row = logits_after(ids).astype(np.float64)
+        expected = row - row.max() - np.log(np.exp(row - row.max()).sum())
+        found = event.logprobs
+        assert found.logprob == pytest.approx(expected[event.token_id], abs=1e-5)
+        best = np.argsort(-row, kind="stable")[:3].tolist()
+        assert [token for token, _ in found.top] == best
+        assert [value for _, value in found.top] == pytest.approx(expected[best], abs=1e-5)
+        ids.append(event.token_id)
+    quiet = Engine(FakeDecoder(), context=50).stream(plain)
+    assert [(e.token_id, e.logprobs) for e in quiet] == [(e.token_id, None) for e in events]
+
+
+class Odd:
+    """A guide that lets only odd ids come after an even number of tokens."""
+
+    def allowed(self, chosen):
+        return bytes([0b10101010]) * 8 if len(chosen) % 2 == 0 else None
+
+
+def test_a_guide_rules_out_tokens_alone_and_in_a_batch():
+    request = Request(prompt_ids=(1, 2), max_tokens=20, guide=Odd())
+    (alone,) = Engine(FakeDecoder(), context=50).generate([request])
+    assert all(token % 2 for token in alone.token_ids[::2])
+    assert not all(token % 2 for token in alone.token_ids[1::2])
+    others = [Request(prompt_ids=(n,), max_tokens=9) for n in range(5)]
+    beside = Engine(FakeDecoder(), context=50, max_sequences=6).generate([*others, request])
+    assert beside[-1].token_ids == alone.token_ids

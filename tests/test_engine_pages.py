@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from halfbyte.engine.pages import PageAllocator
 from halfbyte.engine.scheduler import Scheduler
+from halfbyte.engine.sequence import Chosen
 from halfbyte.errors import DoesNotFitError, InvalidInputError
 from halfbyte.models.cache import CacheShape
 from halfbyte.specs import Request
@@ -28,7 +29,7 @@ def counts(it: Scheduler) -> dict[int, int]:
     for sequence in it.running.copy():
         sequence.slot.advance(work.get(sequence.number, 0))
         if not sequence.pending:
-            sequence.commit([1])
+            sequence.commit([Chosen(1)])
         if sequence.finish_reason:
             it.remove(sequence)
     return work

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halfbyte.engine.noise import HIGHEST, LOWEST, gumbel, philox, uniform
-from halfbyte.engine.sampling import sample, survivors
+from halfbyte.engine.sampling import NothingLeftError, sample, survivors
 from halfbyte.errors import HalfbyteError, InvalidInputError
 from halfbyte.specs import SamplingParams
 
@@ -176,3 +176,28 @@ def test_one_row_of_a_large_vocabulary_is_fast():
         choose(logits, params, position=position)
         times.append(perf_counter() - start)
     assert min(times) < 0.003
+
+
+def greedy(logits, **options) -> int:
+    found = {"history": (), **{k: options.pop(k) for k in ("chosen", "allowed") if k in options}}
+    params = SamplingParams(temperature=0, **options)
+    return sample(np.array(logits, np.float32), params, sequence=0, position=0, **found)
+
+
+def test_presence_counts_once_and_frequency_every_time():
+    logits = [5.0, 4.5, 0.0]
+    assert greedy(logits) == greedy(logits, presence_penalty=0.4, chosen=(0, 0, 0)) == 0
+    assert greedy(logits, presence_penalty=0.6, chosen=(0,)) == 1
+    assert greedy(logits, frequency_penalty=0.2, chosen=(0, 0)) == 0
+    assert greedy(logits, frequency_penalty=0.2, chosen=(0, 0, 0)) == 1
+    assert greedy(logits, presence_penalty=-1.0, chosen=(1,)) == 1
+
+
+def test_bias_is_added_and_a_mask_rules_out():
+    logits = [5.0, 4.5, 0.0]
+    assert greedy(logits, bias=((2, 6.0),)) == 2
+    assert greedy(logits, allowed=bytes([0b110])) == 1
+    assert greedy(logits, allowed=bytes([0b100]), bias=((2, -100.0),)) == 2
+    for options in ({"allowed": bytes([0])}, {"suppress": frozenset({0, 1, 2})}):
+        with pytest.raises(NothingLeftError, match="suppressed"):
+            greedy(logits, **options)

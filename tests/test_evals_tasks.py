@@ -179,6 +179,7 @@ def test_repetition_and_loops() -> None:
 
 def finished(ids: Sequence[int], reason: Any = "stop") -> Completion:
     return Completion(
+        cached_tokens=0,
         token_ids=tuple(ids),
         finish_reason=reason,
         prompt_tokens=1,

@@ -109,6 +109,12 @@ def library_path() -> tuple[Path, ...]:
     return tuple(Path(it) for it in os.environ.get("LD_LIBRARY_PATH", "").split(":") if it)
 
 
+def api_keys() -> tuple[str, ...]:
+    """HALFBYTE_API_KEY: keys of which a server wants one, with commas between (default: none)."""
+    keys = os.environ.get("HALFBYTE_API_KEY", "").split(",")
+    return tuple(key.strip() for key in keys if key.strip())
+
+
 def no_color() -> bool:
     """NO_COLOR: any value but the empty one turns colours off (default: unset)."""
     return bool(os.environ.get("NO_COLOR"))

@@ -3,18 +3,22 @@
     from halfbyte import LLM
 
     llm = LLM("demo")
-    for piece in llm.reply(llm.chat_ids([{"role": "user", "content": "Who are you?"}])):
+    print(llm.chat("Who are you?").text)
+    for piece in llm.stream([{"role": "user", "content": "Who are you?"}]):
         print(piece.text, end="")
+    first, second = llm.generate(["My dear Jane, I", "The sea was"], max_tokens=20)
 
-Text lives here and above; the engine below sees ids only. One reply at a time.
+Text lives here and above; the engine below sees ids only. One caller at a time: the server has its
+own thread for the engine, and makes its requests here too, so that both say the same.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from halfbyte.engine import Drafting, LookupDrafter, ModelDrafter
 from halfbyte.engine.engine import Engine
@@ -30,15 +34,22 @@ from halfbyte.kernels.cpu import CPUOps
 from halfbyte.models.load import load, load_drafter
 from halfbyte.planner.calibration import read_store
 from halfbyte.planner.monitor import sample
-from halfbyte.planner.opening import companion_of, options_of, plan_of_source, refuse_another
+from halfbyte.planner.opening import (
+    companion_of,
+    described,
+    options_of,
+    plan_of_source,
+    refuse_another,
+)
 from halfbyte.planner.probe import resident_bytes, this_machine
 from halfbyte.planner.running import announce
-from halfbyte.planner.solve import USUAL_CONTEXT, Goal
+from halfbyte.planner.solve import USUAL_CONTEXT, Goal, unbounded
 from halfbyte.quantizer.opening import open_drafter, open_source
-from halfbyte.specs import AUTO, LoadOptions, ModelSpec, Plan, Request, SamplingParams
+from halfbyte.specs import AUTO, LoadOptions, Machine, ModelSpec, Plan, Request, SamplingParams
 from halfbyte.text.answer import Answer, AnswerStream, Piece, collected
 from halfbyte.text.assets import TextAssets
 from halfbyte.text.chat import Chat
+from halfbyte.text.structure import Structure
 from halfbyte.text.tokenizer import Tokenizer
 
 # For a model whose makers say nothing about sampling.
@@ -57,6 +68,19 @@ class Memory:
     planned_bytes: int
     peak_bytes: int
     card_bytes: int = 0
+
+
+Messages = str | Sequence[Mapping[str, Any]]
+
+
+class How(TypedDict, total=False):
+    """How to answer a conversation: see `LLM.reply` and `LLM.chat_ids`."""
+
+    think: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    sampling: SamplingParams | None
+    max_tokens: int | None
+    adapter: str | None
 
 
 class LLM:
@@ -110,6 +134,8 @@ class LLM:
             max_sequences=setup.sequences,
             prefill_chunk=setup.prefill_chunk,
             kv=setup.kv,
+            spare=setup.spare,
+            keeps=True,
             drafting=drafting,
         )
         announce(
@@ -133,16 +159,24 @@ class LLM:
             budget_bytes=None if given is None else given.budget_bytes,
             context=options.context,
             kv=options.kv,
-            sequences=1 if given is None else given.setup.sequences,
+            sequences=options.parallel,
+            spare=options.spare,
             draft={"off": 0, AUTO: None}.get(str(options.draft), options.draft),  # type: ignore[arg-type]
             reference=not isinstance(ops, CPUOps),
+        )
+        companion = None if drafter is None else companion_of(options.drafter, drafter)
+        self._described = replace(
+            described(model, source, tokenizer=source.assets is not None),
+            quantized=True,
+            drafter=companion,
+            adapters=self.adapters,
         )
         plan = plan_of_source(
             model,
             source,
             this_machine(kind),
             goal,
-            drafter=None if drafter is None else companion_of(options.drafter, drafter),
+            drafter=companion,
             adapters=self.adapters,
             store=read_store(),
         )
@@ -157,7 +191,8 @@ class LLM:
         return Tokenizer(self._assets())
 
     @cached_property
-    def chat(self) -> Chat:
+    def turns(self) -> Chat:
+        """How conversations become ids, and answers text."""
         return Chat(self.tokenizer, self._assets())
 
     @property
@@ -174,6 +209,20 @@ class LLM:
             card_bytes=now.card_bytes or 0,
         )
 
+    @property
+    def before_bytes(self) -> int:
+        """What the process had before the model was loaded: its libraries."""
+        return self._resident_before
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """How many tensors are stored in each scheme."""
+        return dict(Counter(scheme.name for scheme in self._described.schemes.values()))
+
+    def planned(self, machine: Machine, goal: Goal) -> Plan:
+        """What running this model in another way would take, whether or not it fits."""
+        return unbounded(self._described, machine, goal, read_store())
+
     def chat_ids(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -182,7 +231,7 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """The prompt of a conversation, up to where the model's answer begins."""
-        return self.chat.render(messages, think=think, tools=tools)
+        return self.turns.render(messages, think=think, tools=tools)
 
     def raw_ids(self, text: str) -> list[int]:
         """The prompt that continues a text: one BOS, if the model uses one, and the text."""
@@ -200,6 +249,73 @@ class LLM:
         parameters = SamplingParams(seed=seed, suppress=frozenset(defaults.suppress_ids))
         return replace(parameters, **known)
 
+    def chat(self, messages: Messages, **how: Unpack[How]) -> Answer:
+        """The answer to a conversation, or to one question."""
+        reply = self._asked(messages, how)
+        reply.finish()
+        return reply.answer
+
+    def stream(self, messages: Messages, **how: Unpack[How]) -> Iterator[Piece]:
+        """The answer to a conversation, or to one question, as it comes."""
+        return iter(self._asked(messages, how))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        sampling: SamplingParams | None = None,
+        max_tokens: int | None = None,
+        adapter: str | None = None,
+    ) -> list[str]:
+        """How texts go on: as many at once as the model was loaded for (`parallel`)."""
+        ids = [self.raw_ids(prompt) for prompt in prompts]
+        requests = [
+            self.request(
+                it, sampling=sampling, max_tokens=max_tokens, adapter=adapter, guided=False
+            )
+            for it in ids
+        ]
+        return [
+            self._continuation(prompt, done.token_ids)
+            for prompt, done in zip(ids, self.engine.generate(requests), strict=True)
+        ]
+
+    def request(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        sampling: SamplingParams | None = None,
+        max_tokens: int | None = None,
+        ignore_eos: bool = False,
+        adapter: str | None = None,
+        guided: bool = True,
+        structure: Structure | None = None,
+        thought_budget: int | None = None,
+        may_think: bool = True,
+    ) -> Request:
+        """What the engine is asked for. `guided`: circles are broken, and a thought leaves room for
+        an answer; with a `structure` or a budget (ids that a thought may take), those hold too."""
+        room = max(1, self.context + 1 - len(prompt_ids))
+        free = ignore_eos or not (guided or structure or thought_budget is not None)
+        guide = None
+        if not free:
+            guide = self.turns.guide(
+                prompt_ids,
+                room=min(room, max_tokens or room),
+                thought_budget=thought_budget,
+                breaks_circles=guided,
+                structure=structure,
+                may_think=may_think,
+            )
+        return Request(
+            prompt_ids=tuple(prompt_ids),
+            sampling=sampling or self.sampling(),
+            max_tokens=max_tokens,
+            stop_ids=frozenset() if ignore_eos else self.turns.stop_ids,
+            adapter=adapter,
+            guide=guide,
+        )
+
     def reply(
         self,
         prompt_ids: Sequence[int],
@@ -213,15 +329,33 @@ class LLM:
     ) -> Reply:
         """What the model says next. `continues_text`: the prompt is text, not a conversation;
         `tools`: it offers some; `adapter`: the name of one that was loaded."""
-        request = Request(
-            prompt_ids=tuple(prompt_ids),
-            sampling=sampling or self.sampling(),
+        request = self.request(
+            prompt_ids,
+            sampling=sampling,
             max_tokens=max_tokens,
-            stop_ids=frozenset() if ignore_eos else self.chat.stop_ids,
+            ignore_eos=ignore_eos,
             adapter=adapter,
+            guided=not continues_text,
         )
-        stream = self.chat.stream(prompt_ids, continues_text=continues_text, tools=tools)
+        stream = self.turns.stream(prompt_ids, continues_text=continues_text, tools=tools)
         return Reply(self.engine, request, stream)
+
+    def _asked(self, messages: Messages, how: How) -> Reply:
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        tools = how.get("tools")
+        return self.reply(
+            self.chat_ids(messages, think=how.get("think"), tools=tools),
+            sampling=how.get("sampling"),
+            max_tokens=how.get("max_tokens"),
+            tools=bool(tools),
+            adapter=how.get("adapter"),
+        )
+
+    def _continuation(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+        stream = self.turns.stream(prompt_ids, continues_text=True)
+        pieces = [piece for token in token_ids for piece in stream.push(token)]
+        return collected([*pieces, *stream.finish()]).text
 
     def _drafting(
         self, drafter: Source | None, options: LoadOptions, progress: Progress | None

@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "top": ("top", "Live memory of what runs, beside its plan."),
     "inspect": ("inspect", "What a model is: spec, tensors, schemes, template, stop ids."),
     "run": ("run", "Generate text: one shot, from stdin, or a chat."),
+    "serve": ("serve", "An API that clients know, and a page to look at."),
     "quantize": ("quantize", "Make a smaller model on the grid that ships."),
     "distill": ("distill", "Train a quantized model to predict as its original does."),
     "draft": ("draft", "Train a drafter for a model; measure what drafting gains."),

@@ -90,7 +90,7 @@ def _no_think(conversation: Conversation, _rest: str) -> None:
 
 def _set_thinking(conversation: Conversation, think: bool) -> None:
     conversation.manner = replace(conversation.manner, think=think)
-    if conversation.llm.chat.can_think:
+    if conversation.llm.turns.can_think:
         note(f"thinking {'on' if think else 'off'}")
     else:
         note("this model's template has no switch for thinking")

@@ -135,7 +135,7 @@ def command(
         if adapter.unused:
             note(f"{name}: {len(adapter.unused)} updates of parts that do not run are left aside")
     _warn_if_ungated(model)
-    if think is not None and not raw and not llm.chat.can_think:
+    if think is not None and not raw and not llm.turns.can_think:
         note("this model's template has no switch for thinking: --think and --no-think do nothing")
     if prompt is None:
         from halfbyte.cli.chat import converse

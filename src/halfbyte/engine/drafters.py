@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from halfbyte.engine.lookup import Index, Match
 from halfbyte.engine.pace import Acceptance
+from halfbyte.engine.sampling import NothingLeftError
 from halfbyte.engine.sequence import Sequence
 from halfbyte.models.cache import Cache
 from halfbyte.models.drafter import DraftModel
@@ -149,7 +150,12 @@ class _Chain:
         if drafts and self._chance < self.ask.floor:
             self.goes_on = False
             return
-        self.last, self.state = self.ask.sequence.choose(logits, drafts), state
+        try:
+            self.last = self.ask.sequence.choose(logits, drafts)
+        except NothingLeftError:  # a head that lacks what a guide allows
+            self.goes_on = False
+            return
+        self.state = state
         drafts.append(self.last)
         self.proposal.levels.append(level)
         self.goes_on = len(drafts) < self.ask.length

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from halfbyte.engine.drafters import Proposal
 from halfbyte.engine.drafting import Clock, Drafting, Speculator
+from halfbyte.engine.logprobs import logprobs_of
 from halfbyte.engine.scheduler import Work
-from halfbyte.engine.sequence import Sequence
+from halfbyte.engine.sequence import Chosen, Sequence
 from halfbyte.engine.speculate import Tally, Verdict, verify
 from halfbyte.models.cache import Cache
 from halfbyte.models.decoder import Chunk, Decoder
@@ -40,14 +41,23 @@ class Runner:
     def cache_bytes(self) -> int:
         return self._cache.nbytes
 
-    def run(self, work: list[Work]) -> list[list[int]]:
+    @property
+    def ring_len(self) -> int | None:
+        """The length of the shortest ring, None where no layer slides."""
+        return self._cache.ring_len
+
+    def copy_ring(self, source: int, target: int) -> None:
+        """What one ring holds, into another."""
+        self._cache.copy_ring(source, target)
+
+    def run(self, work: list[Work]) -> list[list[Chosen]]:
         """One forward; the tokens chosen for each item, in order. Slots have advanced."""
         start = self._clock()
         proposals = self._proposals(work)
         drafted = self._clock()
         chunks = [_chunk(item, it) for item, it in zip(work, proposals, strict=True)]
         outputs = self._decoder.outputs(chunks, self._cache)
-        tokens: list[list[int]] = []
+        tokens: list[list[Chosen]] = []
         row = 0
         for item, proposal, chunk in zip(work, proposals, chunks, strict=True):
             count = {"all": len(chunk.token_ids), "last": 1, "none": 0}[chunk.wanted]
@@ -70,7 +80,7 @@ class Runner:
         proposal: Proposal,
         logits: NDArray[np.float32],
         states: NDArray[np.float32],
-    ) -> list[int]:
+    ) -> list[Chosen]:
         """The tokens of a sequence from its wanted rows; what was drafted wrongly is taken back."""
         if not len(logits):
             return []
@@ -79,13 +89,21 @@ class Runner:
         sequence.slot.rollback(1 + len(drafts) - len(tokens))
         if self._speculator is not None:
             sequence.state = states[len(tokens) - 1].copy()
-        return tokens
+        top, last = sequence.request.top_logprobs, len(tokens) - 1
+        return [
+            Chosen(
+                token,
+                drafted=place < last,
+                logprobs=None if top is None else logprobs_of(logits[place], token, top),
+            )
+            for place, token in enumerate(tokens)
+        ]
 
     def _learn(
         self,
         work: list[Work],
         proposals: list[Proposal],
-        tokens: list[list[int]],
+        tokens: list[list[Chosen]],
         draft_s: float,
         forward_s: float,
     ) -> None:

@@ -1,6 +1,7 @@
 """From one row of logits to one token: filters, then the arg max of log-probability plus noise.
 
-In this order: repetition penalty, suppressed ids, (temperature 0: the arg max, lowest id wins a
+In this order: repetition, presence and frequency penalties, bias, ids that are suppressed or ruled
+out by a guide, (temperature 0: the arg max, lowest id wins a
 tie), temperature, top-k, top-p, min-p, noise. Each filter sees what the one before it left, and
 probabilities are those of the survivors: with top-k, top-p is a share of their mass. Among equal
 logits the lowest ids survive. Log-probabilities are float64 and need no normalisation, because a
@@ -15,6 +16,7 @@ The vocabulary is never sorted: a partition or a bound finds the few that can ma
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import numpy as np
@@ -31,6 +33,10 @@ Ids = NDArray[np.intp]
 _GROUP = 64
 
 
+class NothingLeftError(InvalidInputError):
+    """Every token is suppressed or ruled out."""
+
+
 def sample(
     logits: Logits,
     params: SamplingParams,
@@ -38,15 +44,18 @@ def sample(
     sequence: int,
     position: int,
     history: Collection[int],
+    chosen: Collection[int] = (),
+    allowed: bytes | None = None,
 ) -> int:
     """The token at `position` of a sequence, from its row of logits [vocab].
 
     `sequence` and `position` are those of `noise`; `history` holds the ids before `position` and
-    is read only for a repetition penalty. Logits that are not finite raise `HalfbyteError`; -inf
-    is allowed, as a token that cannot be.
+    is read only for a repetition penalty, `chosen` those after the prompt, for the other two.
+    `allowed` is a guide's (see `Guide`). Logits that are not finite raise `HalfbyteError`; -inf
+    is allowed, as a token that cannot be. Raises `NothingLeftError` where nothing can be chosen.
     """
     _check(logits)
-    scores = _adjusted(logits, params, history)
+    scores = _adjusted(logits, params, history, chosen, allowed)
     if params.temperature == 0:
         return int(np.argmax(scores))
     ids, weights = survivors(scores, params)
@@ -83,8 +92,16 @@ def _check(logits: Logits) -> None:
         )
 
 
-def _adjusted(logits: Logits, params: SamplingParams, history: Collection[int]) -> Logits:
-    if params.repetition_penalty == 1 and not params.suppress:
+def _adjusted(
+    logits: Logits,
+    params: SamplingParams,
+    history: Collection[int],
+    chosen: Collection[int],
+    allowed: bytes | None,
+) -> Logits:
+    counts = params.presence_penalty != 0 or params.frequency_penalty != 0
+    untouched = params.repetition_penalty == 1 and not (params.suppress or params.bias or counts)
+    if untouched and allowed is None:
         return logits
     scores = logits.copy()
     if params.repetition_penalty != 1:
@@ -92,10 +109,24 @@ def _adjusted(logits: Logits, params: SamplingParams, history: Collection[int]) 
         values = scores[seen]
         penalty = params.repetition_penalty
         scores[seen] = np.where(values > 0, values / penalty, values * penalty)
+    if counts and chosen:
+        times = Counter(chosen)
+        often = np.fromiter(times.values(), dtype=np.float32)
+        scores[list(times)] -= params.presence_penalty + params.frequency_penalty * often
+    for token, value in params.bias:
+        scores[token] += value
     scores[list(params.suppress)] = -np.inf
+    if allowed is not None:
+        scores[~bits(allowed, len(scores))] = -np.inf
     if np.isneginf(scores.max()):
-        raise InvalidInputError("every token of the vocabulary is suppressed")
+        raise NothingLeftError("every token of the vocabulary is suppressed")
     return scores
+
+
+def bits(mask: bytes, count: int) -> NDArray[np.bool_]:
+    """The first `count` bits of a mask, the lowest first; those that it lacks are unset."""
+    found = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little", count=count)
+    return found.astype(np.bool_)
 
 
 def _largest(values: Logits, count: int) -> Ids:

@@ -93,14 +93,21 @@ def _makes_keys(attention: AttentionSpec) -> bool:
 
 
 def shape_for(
-    *, context: int, sequences: int, rows: int, kind: KVType, pages: int | None = None
+    *,
+    context: int,
+    sequences: int,
+    rows: int,
+    kind: KVType,
+    pages: int | None = None,
+    spare: int = 0,
 ) -> CacheShape:
     """The cache of an engine: `sequences` of up to `context` positions, `rows` of a prompt in a
-    step. `pages` are those that suffice for all at once, unless given."""
+    step. `pages` are those that suffice for all at once, unless given; `spare` rings are for what
+    is kept of sequences that have ended."""
     return CacheShape(
         pages=sequences * -(-context // PAGE_LEN) if pages is None else pages,
         page_len=PAGE_LEN,
-        rings=sequences,
+        rings=sequences + spare,
         ring_slack=max(rows, DRAFT_ROWS),
         kind=kind,
     )
@@ -111,6 +118,7 @@ class Cache:
 
     Sequences enter with a `Slot`. `graph` is the model's forward, given the layers' cells;
     `key_norms` are its layers' weights. A layer with a `kv_source` has the cells of that layer.
+    `ring_len` is the length of the shortest ring, None where no layer slides.
     """
 
     def __init__(
@@ -124,13 +132,24 @@ class Cache:
         self.shape = shape
         self.layers: list[Array] = []
         self.nbytes = 0
+        self._rings: list[Array] = []
+        self.ring_len: int | None = None
         for layer, key_norm in zip(spec.layers, key_norms, strict=True):
             if layer.kv_source is not None:
                 self.layers.append(self.layers[layer.kv_source])
                 continue
-            self.layers.append(ops.new_kv(shape.layout(layer), key_norm))
+            layout = shape.layout(layer)
+            self.layers.append(ops.new_kv(layout, key_norm))
             self.nbytes += self.layers[-1].nbytes
+            if layout.sliding:
+                self._rings.append(self.layers[-1])
+                self.ring_len = min(self.ring_len or layout.stride, layout.stride)
         self.step = ops.step(graph(self.layers))
+
+    def copy_ring(self, source: int, target: int) -> None:
+        """What one ring holds, into another, in every sliding layer."""
+        for cells in self._rings:
+            cells.copy_ring(source, target)
 
     def seed(self) -> None:
         """Makes every cell resident, as if it had been filled; what sequences had is gone."""

@@ -119,7 +119,13 @@ def cache(spec: ModelSpec, setup: Setup, runtime: Runtime) -> Iterator[Row]:
     """Keys and values by kind of layer; what is kept beyond the positions of a window or context
     (room for a step's rows, whole pages and tiles) is slack."""
     rows = min(setup.prefill_chunk, setup.context)
-    shape = shape_for(context=setup.context, sequences=setup.sequences, rows=rows, kind=setup.kv)
+    shape = shape_for(
+        context=setup.context,
+        sequences=setup.sequences,
+        rows=rows,
+        kind=setup.kv,
+        spare=setup.spare,
+    )
     needed: Counter[str] = Counter()
     slack = 0
     for layer in spec.layers:
@@ -131,7 +137,8 @@ def cache(spec: ModelSpec, setup: Setup, runtime: Runtime) -> Iterator[Row]:
         slack += runtime.kv_bytes(layout) - exact
     for component, size in needed.items():
         yield Row(component=component, bytes=size, note=f"{setup.kv}, {_positions(setup)}")
-    yield Row(component="kv.slack", bytes=slack, note="room for a step's rows, whole pages")
+    spare = ", spare rings" if setup.spare else ""
+    yield Row(component="kv.slack", bytes=slack, note=f"room for a step's rows, whole pages{spare}")
 
 
 def _exact(layout: KVLayout, layer: LayerSpec, setup: Setup) -> KVLayout:
@@ -178,6 +185,6 @@ def bytes_per_token(spec: ModelSpec, runtime: Runtime, setup: Setup, depth: int)
         for layer in spec.layers
         if layer.experts is not None
     )
-    seen = replace(setup, context=max(depth, 1), sequences=1)
+    seen = replace(setup, context=max(depth, 1), sequences=1, spare=0)
     cached = sum(row.bytes for row in cache(spec, seen, runtime) if row.component != "kv.slack")
     return total * (stored - idle) // stored + (cached if depth else 0)

@@ -148,6 +148,8 @@ def options_of(plan: Plan, options: LoadOptions) -> LoadOptions:
         recipe=setup.recipe,
         kv=setup.kv,
         context=setup.context,
+        parallel=setup.sequences,
+        spare=setup.spare,
         draft=drafted if setup.draft else "off",
         drafter=setup.drafter or AUTO,
     )

@@ -57,6 +57,7 @@ class Goal:
     recipe: str | None = None
     kv: KVType | None = None
     sequences: int | None = 1
+    spare: int = 0
     draft: int | None = None
     reference: bool = False
 
@@ -112,6 +113,13 @@ def solve(
         return makers[best].plan(context), plans
     context = min(context, wanted)
     return makers[best].plan(context, makers[best].most_sequences(context)), plans
+
+
+def unbounded(model: Model, machine: Machine, goal: Goal, store: Store = EMPTY) -> Plan:
+    """The plan of exactly what is asked for (context, cache, drafts), even where it does not fit."""
+    assert goal.context is not None and goal.kv is not None and goal.draft is not None
+    maker = _Maker(model, machine, goal, store, goal.recipe, goal.kv, goal.draft)
+    return maker.plan(goal.context)
 
 
 def _recipes(model: Model, goal: Goal) -> Sequence[str | None]:
@@ -177,6 +185,7 @@ class _Maker:
             kv=self.kv,
             context=context,
             sequences=sequences or goal.sequences or 1,
+            spare=goal.spare,
             draft=self.draft,
             drafter=None if self._drafter is None else self._drafter.name,
             adapters=tuple(self._model.adapters),

@@ -21,7 +21,8 @@ from halfbyte.specs.model import (
 )
 from halfbyte.specs.pairing import paired_layers
 from halfbyte.specs.plan import Basis, Plan, Row, Setup, plan_of
-from halfbyte.specs.request import Request, SamplingParams
+from halfbyte.specs.prefix import common
+from halfbyte.specs.request import Guide, Request, SamplingParams
 from halfbyte.specs.scheme import (
     RECIPES,
     SCHEMES,
@@ -46,6 +47,7 @@ __all__ = [
     "Draft",
     "DrafterSpec",
     "ExpertSpec",
+    "Guide",
     "KVType",
     "LayerSpec",
     "LoadOptions",
@@ -65,6 +67,7 @@ __all__ = [
     "Setup",
     "SolveMethod",
     "TensorSpec",
+    "common",
     "holds",
     "linears",
     "lossless_target",

@@ -21,7 +21,8 @@ class LoadOptions:
     "cuda" or "cuda:INDEX"; `dtype` what activations are rounded to; `kv` how keys and values are
     kept. `context` is the positions of one sequence, None for the model's own up to a default.
     `draft` is how many tokens are drafted in a round, "auto" as many as pay; `drafter` is a model
-    that drafts, "auto" the one that lies beside the target, if any.
+    that drafts, "auto" the one that lies beside the target, if any. `parallel` sequences run at
+    once; `spare` rings more make room for what is kept of those that ended.
     """
 
     recipe: str | None = None
@@ -33,3 +34,5 @@ class LoadOptions:
     threads: int | None = None
     draft: Draft = AUTO
     drafter: str = AUTO
+    parallel: int = 1
+    spare: int = 0

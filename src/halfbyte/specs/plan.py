@@ -37,7 +37,8 @@ class Setup:
 
     `context` is the positions of one sequence, `prefill_chunk` the rows of prompts in a step,
     `draft` the most tokens drafted in a round (0: none), `drafter` the model that does, if any;
-    `adapters` are those that are loaded. Both are named as a person names them.
+    `adapters` are those that are loaded. Both are named as a person names them. `spare` rings are
+    for what is kept of sequences that ended.
     """
 
     recipe: str | None
@@ -48,6 +49,7 @@ class Setup:
     draft: int = 0
     drafter: str | None = None
     adapters: tuple[str, ...] = ()
+    spare: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,9 +106,16 @@ class AnswerStream:
         self._speaking = self._said
         self._body: _Body | None = None
         self._heading: str | None = None
-        if _opens_thought(tokenizer, grammar, prompt_ids):
+        if opens_thought(tokenizer, grammar, prompt_ids):
             self._speaking, self._heading = self._thought, ""
             self._said.touch()
+
+    @property
+    def speaking(self) -> Kind:
+        """What is being written now."""
+        if self._body is not None:
+            return "call"
+        return "thought" if self._speaking is self._thought else "said"
 
     def push(self, token_id: int) -> Iterator[Piece]:
         """The pieces that this token completes."""
@@ -290,7 +297,7 @@ class _Letters:
         return max((len(b) for b in beginnings if self._unread.endswith(b)), default=0)
 
 
-def _opens_thought(tokenizer: Tokenizer, grammar: Grammar, prompt_ids: Sequence[int]) -> bool:
+def opens_thought(tokenizer: Tokenizer, grammar: Grammar, prompt_ids: Sequence[int]) -> bool:
     """Whether a prompt ends in an open thought: its mark, with or without the heading."""
     if grammar.thoughts is None:
         return False

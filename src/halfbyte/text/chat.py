@@ -16,16 +16,20 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import HalfbyteError, UnsupportedError
-from halfbyte.text.answer import Answer, AnswerStream, collected
+from halfbyte.text.answer import Answer, AnswerStream, collected, opens_thought
 from halfbyte.text.assets import TextAssets
 from halfbyte.text.grammar import Grammar, grammar_of
+from halfbyte.text.guides import NO_SIGN, AnswerGuide, Rules, sign
 from halfbyte.text.messages import prepared
+from halfbyte.text.structure import Structure, Structures
 from halfbyte.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from halfbyte.text.template import ChatTemplate
 
 _PROBE = "halfbyteprobe"
+# An answer that may not even be so long is not divided into thought and speech.
+SHORT_ROOM = 64
 
 
 class Chat:
@@ -115,6 +119,43 @@ class Chat:
         return AnswerStream(
             self._tokenizer, self.grammar, prompt_ids, continues_text=continues_text, tools=tools
         )
+
+    @cached_property
+    def structures(self) -> Structures:
+        """Makes structures that an answer must have."""
+        return Structures(self._tokenizer, self.stop_ids)
+
+    def guide(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        room: int,
+        thought_budget: int | None = None,
+        breaks_circles: bool = True,
+        structure: Structure | None = None,
+        may_think: bool = True,
+    ) -> AnswerGuide | None:
+        """What an answer of up to `room` ids may not do; None where nothing is forbidden.
+
+        A thought may take `thought_budget` ids; where that is not said and circles are broken, most
+        of the room, so that there is always an answer.
+        """
+        if thought_budget is None and breaks_circles and room >= SHORT_ROOM:
+            thought_budget = room * 3 // 4
+        thoughts = self.grammar.thoughts
+        if structure is None and not breaks_circles and (thoughts is None or not thought_budget):
+            return None
+        rules = Rules(
+            opens=NO_SIGN if thoughts is None else sign(self._tokenizer, thoughts.opens),
+            closes=NO_SIGN if thoughts is None else sign(self._tokenizer, thoughts.closes),
+            thinking=opens_thought(self._tokenizer, self.grammar, prompt_ids),
+            budget=thought_budget,
+            breaks_circles=breaks_circles,
+            may_think=may_think,
+            stop_ids=tuple(sorted(self.stop_ids)),
+            vocab=self._tokenizer.vocab_size,
+        )
+        return AnswerGuide(rules, structure)
 
     def split(
         self, ids: Sequence[int], prompt_ids: Sequence[int] = (), *, tools: bool = False

@@ -55,6 +55,13 @@ class ReferenceKV:
         if self._scales is not None:
             self._scales.zero_()
 
+    def copy_ring(self, source: int, target: int) -> None:
+        """What the cells of one ring hold, into another ring of a sliding layer."""
+        for cells in (self._values, self._scales):
+            if cells is not None:
+                rings = cells.unflatten(1, (-1, self.layout.stride))
+                rings[:, target] = rings[:, source]
+
     def write(self, rows: Rows, k_RGD: Tensor, v_RGD: Tensor) -> None:
         """Puts the keys and values of all rows into their cells."""
         cells = torch.cat([self._cells(span, span.start, span.count) for span in rows.spans])
