@@ -504,7 +504,7 @@ def test_who_leaves_is_cancelled(served: Served, streams: bool):
 def test_a_full_queue_says_when_to_come_back(llm: LLM):
     with serving(llm, waiting=0) as served:
         with ThreadPoolExecutor(12) as pool:
-            asked = [pool.submit(served.chat, "go on", **ON) for _ in range(12)]
+            asked = [pool.submit(served.chat, "go on", max_tokens=60, **ON) for _ in range(12)]
             replies = [it.result() for it in asked]
         statuses = {reply.status for reply in replies}
         assert statuses == {200, 429}

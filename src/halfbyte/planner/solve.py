@@ -116,7 +116,7 @@ def solve(
 
 
 def unbounded(model: Model, machine: Machine, goal: Goal, store: Store = EMPTY) -> Plan:
-    """The plan of exactly what is asked for (context, cache, drafts), even where it does not fit."""
+    """The plan of exactly what is asked for, even where it does not fit."""
     assert goal.context is not None and goal.kv is not None and goal.draft is not None
     maker = _Maker(model, machine, goal, store, goal.recipe, goal.kv, goal.draft)
     return maker.plan(goal.context)
