@@ -18,7 +18,6 @@ from halfbyte.planner.calibration import EMPTY, Store
 from halfbyte.planner.cost import bytes_per_token, ledger
 from halfbyte.planner.runtimes import Companion, runtime_of
 from halfbyte.specs import (
-    RECIPES,
     KVType,
     Machine,
     ModelSpec,
@@ -280,15 +279,19 @@ def schemes_of(spec: ModelSpec, recipe: str) -> dict[str, Scheme]:
 def _does_not_fit(makers: Sequence[_Maker], longest: Sequence[int], wanted: int) -> DoesNotFitError:
     """What would fit: the longest context at the budget, or the least memory for what is wanted."""
     smallest = min((maker.plan(wanted) for maker in makers), key=lambda plan: plan.total_bytes)
-    need, budget = smallest.total_bytes / 1e9, smallest.budget_bytes / 1e9
     recipe = "as it is stored" if smallest.setup.recipe is None else f"in {smallest.setup.recipe}"
     most = max(longest)
-    hint = f"{need:.2f} GB would hold it, {recipe} with a {smallest.setup.kv} cache"
+    need = _size(smallest.total_bytes)
+    hint = f"{need} would hold it, {recipe} with a {smallest.setup.kv} cache"
     if most:
         maker = makers[longest.index(most)]
         named = "" if maker.recipe is None else f" --recipe {maker.recipe}"
         off = " --draft off" if not maker.draft else ""
         hint = f"--context {most}{named} --kv {maker.kv}{off} fits; {hint}"
-    elif smallest.setup.recipe is None:
-        hint += f"; or quantize it smaller ({', '.join(RECIPES)})"
-    return DoesNotFitError(f"{wanted} positions do not fit into {budget:.2f} GB", hint=hint)
+    several = f"{smallest.setup.sequences} x " if smallest.setup.sequences > 1 else ""
+    budget = _size(smallest.budget_bytes)
+    return DoesNotFitError(f"{several}{wanted} positions do not fit into {budget}", hint=hint)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
