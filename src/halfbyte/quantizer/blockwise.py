@@ -8,7 +8,8 @@ written to a folder beside the output (`stages.py`); after a kill the windows ru
 finished parts again, which costs a fraction of what was done there, and the work goes on.
 
 An embedding comes first, and what it does is known last: how the model's predictions hang on it is
-found by a walk through the original and back (`gradients.py`), over some of the windows.
+found by a walk through the original and back (`gradients.py`), over some of the windows; one that
+is stored in 8 bits is searched.
 
 Memory on the device: one layer in f32, its Hessians, the activations of a batch; on the walk, the
 head. Beside it the states of all windows, in main memory or on the disk (`flow.py`).
@@ -47,6 +48,8 @@ from halfbyte.specs import SCHEMES, Scheme, SolveMethod
 
 WALKED = 4096  # tokens that walk back, too
 PLAIN = frozenset({"f32", "f16", "bf16"})
+# A table's rounding to these is lost in that of the layers: not worth a walk through the model.
+FINE = frozenset({"q8_0"})
 ROWS = 1 << 25  # weights of a table that are solved at once: 128 MiB in f32
 
 
@@ -181,12 +184,15 @@ class Blockwise:
         return {
             name: convert(q, self._schemes[name], method="search")
             for name, q in tensors.items()
-            if name not in (EMBED, PROJECT, HEAD) or self._settled(name)
+            if name not in (EMBED, PROJECT, HEAD) or self._settled(name) or self._fine(name)
         }
 
     def _settled(self, name: str) -> bool:
         """Whether there is nothing to choose: it is on a grid already, or will be on none."""
         return not self._source.schemes[name].is_float or self._schemes[name].name in PLAIN
+
+    def _fine(self, name: str) -> bool:
+        return self._schemes[name].name in FINE
 
     def _embedding_hessian(self) -> Tensor:
         """What an error of the embedding costs: known from a walk through the original."""
