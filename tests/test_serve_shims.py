@@ -195,7 +195,8 @@ def test_calls_of_responses(served: Served):
 def test_structured_responses(served: Served):
     text = {"format": {"type": "json_schema", "name": "w", "schema": {
         **WEATHER, "additionalProperties": False}}}  # fmt: skip
-    found = served.post("/v1/responses", input="x", text=text, max_output_tokens=300).json
+    asked = {"input": "x", "text": text, "max_output_tokens": 300, "seed": 1}
+    found = served.post("/v1/responses", reasoning={"effort": "none"}, **asked).json
     (message,) = [item for item in found["output"] if item["type"] == "message"]
     assert json.loads(message["content"][0]["text"]).keys() == {"city"}
 
