@@ -13,7 +13,7 @@ import click
 
 from halfbyte.cli import flags
 from halfbyte.cli.columns import columns
-from halfbyte.cli.console import document, note, progress
+from halfbyte.cli.console import document, note, progress, typed
 from halfbyte.cli.values import gib, length, size
 from halfbyte.errors import InvalidInputError, UnsupportedError
 
@@ -252,6 +252,7 @@ def command(
         device=device,
         threads=threads,
         force=force,
+        made_by=typed(),
     )
     with progress("preparing") as report:
         told = workflows.distill(model, target, asked, tell=_teller(tensorboard), progress=report)

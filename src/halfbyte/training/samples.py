@@ -206,7 +206,8 @@ class SampleReader:
             )
 
     def _conversation(self, line: Line, mix: Mix, path: Path) -> Iterator[Passage]:
-        """A conversation as one passage; as several where the template rewrites what was said."""
+        """A conversation as one passage; as one for each answer where a prompt does not go on from
+        the tokens of the answer before it, as the template or the tokenizer has it."""
         chat, messages = self._chat_of(path), messages_of(line)
         skipped = len(self.beginning)
         ids: list[int] = []

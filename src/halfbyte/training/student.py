@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from halfbyte.formats.checkpoint import Source
 from halfbyte.kernels.contract import Rows, Span
 from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.kernels.reference.ops import Weight
@@ -21,7 +22,8 @@ from halfbyte.models.decoder import Decoder, Weights
 from halfbyte.models.load import layer_weights, per_layer_weights
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, ModelSpec
+from halfbyte.specs import SCHEMES, ModelSpec, Scheme
+from halfbyte.text.assets import TextAssets
 from halfbyte.training.grid import OnGrid
 from halfbyte.training.heads import StoredHead
 from halfbyte.training.ops import TrainingOps
@@ -171,3 +173,27 @@ class Student:
             return run(x)
         result: Tensor = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore
         return result
+
+
+class Results:
+    """A source of tensors that are there; all else is that of another."""
+
+    def __init__(
+        self, source: Source, schemes: Mapping[str, Scheme], tensors: Mapping[str, QTensor]
+    ) -> None:
+        self._source, self._tensors, self.schemes = source, tensors, schemes
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._source.spec
+
+    @property
+    def assets(self) -> TextAssets | None:
+        return self._source.assets
+
+    def tensor(self, name: str) -> QTensor:
+        return self._tensors[name]
+
+    def tensors(self) -> Iterator[tuple[str, QTensor]]:
+        for tensor in self.spec.tensors():
+            yield tensor.name, self._tensors[tensor.name]

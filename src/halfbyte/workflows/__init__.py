@@ -5,8 +5,9 @@ is shown of it is the command line's affair.
 """
 
 from halfbyte.workflows.artefacts import Artefact
+from halfbyte.workflows.asking import Distilling
 from halfbyte.workflows.comparing import Side, compare
-from halfbyte.workflows.distilling import Distilled, Distilling, distill
+from halfbyte.workflows.distilling import Distilled, distill
 from halfbyte.workflows.evaluating import Asked, Evaluation, Measured, Verdict
 from halfbyte.workflows.exporting import Form, export
 from halfbyte.workflows.making import Calibrating, quantize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +125,21 @@ def _gguf_path(target: Path) -> Path:
         raise InvalidInputError("is a file", where=target, hint="-o takes X.gguf, or a directory")
     target.mkdir(parents=True, exist_ok=True)
     return target / MODEL_NAME
+
+
+def published(artefact: Artefact, fresh: Path, target: Path) -> Artefact:
+    """Moves what was made into its place."""
+    if fresh.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        moves = {file: target / file.name for file in fresh.iterdir()}
+    else:
+        moves = {file: target.with_name(file.name) for file in fresh.parent.glob(f"{fresh.name}*")}
+    for old, new in moves.items():
+        old.replace(new)
+    where = target if fresh.is_dir() else target.parent
+    root = fresh if fresh.is_dir() else fresh.parent
+    return replace(
+        artefact,
+        path=target if artefact.path == fresh else where / artefact.path.relative_to(root),
+        manifest=where / artefact.manifest.relative_to(root),
+    )

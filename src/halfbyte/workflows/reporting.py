@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from halfbyte import __version__
 from halfbyte.errors import HalfbyteError, InvalidInputError
 from halfbyte.evals.layers import LayerError, layer_errors
 from halfbyte.evals.report import write_report
-from halfbyte.evals.report.facts import Facts, Point, mean_kl, stored_as
+from halfbyte.evals.report.facts import (
+    Facts,
+    Movement,
+    Point,
+    TrainingFacts,
+    mean_kl,
+    stored_as,
+)
 from halfbyte.evals.texts import Reading
 from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.manifest import EXPORT, MEASUREMENTS, NAME, described, hashes
 from halfbyte.formats.progress import Progress
+from halfbyte.quantizer.stages import stage_of
 from halfbyte.specs import LoadOptions
 from halfbyte.workflows.artefacts import name_of
 from halfbyte.workflows.evaluating import Evaluation, Measured, Verdict
@@ -75,6 +84,7 @@ def report(
         remedies=[] if verdict is None else verdict.remedies,
         files=hashes(place),
         base_files=hashes(against),
+        training=_training(made.get("distillation")),
         commands=[*([made_by] if made_by else _making(made, whole.name, place)), measured_by],
     )
     directory.mkdir(parents=True, exist_ok=True)
@@ -115,6 +125,29 @@ def conclude(
         made_by=made_by,
     )
     return Conclusion(verdict, page)
+
+
+def _training(told: Any) -> TrainingFacts | None:
+    """What a manifest tells of a training, tensors of a layer put together."""
+    if not isinstance(told, dict):
+        return None
+    by_part: dict[str, list[Mapping[str, Any]]] = {}
+    for tensor in told["moved"]:
+        by_part.setdefault(stage_of(tensor["name"]), []).append(tensor)
+    movements = [
+        Movement(
+            part=part,
+            moved=fmean(tensor["moved"] for tensor in tensors),
+            flipped=_mean([t["flipped"] for t in tensors if t["flipped"] is not None]),
+        )
+        for part, tensors in by_part.items()
+    ]
+    curve = [(mark["step"], mark["measure"]) for mark in told["marks"]]
+    return TrainingFacts(curve=curve, movements=movements)
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return fmean(numbers) if numbers else None
 
 
 def _bytes(source: Source) -> int:

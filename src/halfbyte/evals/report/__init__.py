@@ -48,6 +48,9 @@ def page(facts: Facts) -> str:
         "perplexity": figures.perplexity(facts.texts),
         "size_and_divergence": figures.size_and_divergence(facts.points, facts.name, facts.front),
         "layers": figures.layers(facts.layers) if facts.layers else "",
+        "training": figures.training(facts.training.curve)
+        if facts.training and facts.training.curve
+        else "",
         "style": (HERE / "style.css").read_text(encoding="utf-8"),
     }
     return _rendered(

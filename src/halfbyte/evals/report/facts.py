@@ -35,12 +35,31 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Movement:
+    """The tensors of one part of the model: how far their weights went in a training, relative to
+    their size, and the share of their integers that are others now; means over the tensors."""
+
+    part: str
+    moved: float
+    flipped: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFacts:
+    """How a training went: (steps, held-out measure), in order, and what moved."""
+
+    curve: Sequence[tuple[int, float]]
+    movements: Sequence[Movement]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Of a model `name` that was made from `base`.
 
     `front` is the predicted (bytes, KL) of the best choices that were weighed, if any were.
     `passed` is None where no gate was asked; `checks` are all that it asked. `files` and
     `base_files` are SHA-256 by file name. `commands` make it, and measure it, again.
+    `training` tells of one, if it was trained.
     """
 
     name: str
@@ -67,6 +86,7 @@ class Facts:
     files: Mapping[str, str]
     base_files: Mapping[str, str]
     commands: Sequence[str]
+    training: TrainingFacts | None = None
 
     @property
     def bits_per_weight(self) -> float:

@@ -105,6 +105,17 @@ def layers(errors: Sequence[LayerError]) -> str:
     return figure(HEIGHT, "Relative error behind each layer", parts)
 
 
+def training(curve: Sequence[tuple[int, float]]) -> str:
+    """The held-out measure over the steps of a training."""
+    y_marks = ticks(0, max(measure for _, measure in curve))
+    x_marks = ticks(0, max(step for step, _ in curve), 5)
+    x = Scale(0, x_marks[-1], 44, WIDTH - RIGHT)
+    y = Scale(0, y_marks[-1], HEIGHT - BOTTOM, TOP)
+    at = [(x(step), y(measure)) for step, measure in curve]
+    parts = [*_grid(x, x_marks, short, y, y_marks, short), path(at, "model-line")]
+    return figure(HEIGHT, "The held-out measure over the steps", parts)
+
+
 def _label(name: str, at: tuple[float, float], taken: list[Box], class_: str) -> str:
     """A name beside a dot, in the first place that is free; the box it takes is noted."""
     width = LETTER * len(name)

@@ -1,0 +1,50 @@
+"""What may be asked of a distillation, with what is usual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from halfbyte.training.modes import Mode, Rates
+from halfbyte.training.samples import Mix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distilling:
+    """What is learned from, how, and what it is measured on.
+
+    `data` are texts and conversations, `own_tokens` so many more of the model's own; `task` are
+    conversations to be learned for themselves, `task_share` of their loss. `held_out` is measured
+    at the end, and nothing of it may be learned; by default our own short texts. `start`: a
+    quantized form of the model, by default made here. `batch` windows go into a step, `at_once`
+    through the model at a time. `budget` bytes decide the mode where it is "auto". `made_by`
+    is the command line that a report tells of.
+    """
+
+    data: Sequence[Path]
+    held_out: Sequence[Path] = ()
+    task: Sequence[Path] = ()
+    task_share: float = 0.5
+    own_tokens: int = 0
+    mix: Mix
+    held: int = 16
+    mode: Mode | Literal["auto"] = "auto"
+    steps: int = 1000
+    batch: int = 8
+    at_once: int = 8
+    warmup: float = 0.05
+    rates: Rates = field(default_factory=Rates)
+    rank: int = 16
+    small: bool = False
+    again: bool = True
+    recipe: str = "q4_0"
+    start: Path | None = None
+    measure_every: int = 50
+    seed: int = 0
+    budget: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    force: bool = False
+    made_by: str = "halfbyte distill"
