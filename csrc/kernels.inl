@@ -356,12 +356,21 @@ template <typename Run> inline void over_tiles(int row, int rows, Run run) {
     }
 }
 
-constexpr int ROW_BLOCK = 64;  // rows whose activations stay in the second-level cache
+// Rows whose activations stay in the second-level cache while all groups pass by.
+constexpr size_t KEPT = HB_BITS == 512 ? 768 << 10 : 320 << 10;
+constexpr int MOST_KEPT = 64;
+
+inline int rows_kept(const Rounded* q, int cols) {
+    const size_t bytes = q == nullptr ? size_t(cols) * 4 : cols / BLOCK * sizeof(RoundedBlock);
+    const int rows = int(KEPT / bytes) / TILE_ROWS * TILE_ROWS;
+    return rows < TILE_ROWS ? TILE_ROWS : rows < MOST_KEPT ? rows : MOST_KEPT;
+}
 
 void linear(const Weight& w, int first, int last, const float* x, const Rounded* q, int row,
             int rows, const float* bias, float* y, int stride) {
-    for (int top = row; top < row + rows; top += ROW_BLOCK) {
-        const int some = row + rows - top < ROW_BLOCK ? row + rows - top : ROW_BLOCK;
+    const int kept = rows_kept(q, w.cols);
+    for (int top = row; top < row + rows; top += kept) {
+        const int some = row + rows - top < kept ? row + rows - top : kept;
         for (int g = first; g < last; ++g) {
             over_tiles(top, some, [&]<int M>(int r) {
                 linear_tile<M>(w, g, input(x, q, w.cols, r), bias, y + size_t(r) * stride,
@@ -394,8 +403,9 @@ void add_scaled(const Weight& w, int first, int last, const float* x, int row, i
 void gated(const Weight& gate, const Weight& up, int first, int last, const float* x,
            const Rounded* q, int row, int rows, const float* gate_bias, const float* up_bias,
            Activation act, float* y, int stride) {
-    for (int top = row; top < row + rows; top += ROW_BLOCK) {
-        const int some = row + rows - top < ROW_BLOCK ? row + rows - top : ROW_BLOCK;
+    const int kept = rows_kept(q, gate.cols);
+    for (int top = row; top < row + rows; top += kept) {
+        const int some = row + rows - top < kept ? row + rows - top : kept;
         for (int g = first; g < last; ++g) {
             over_tiles(top, some, [&]<int M>(int r) {
                 gated_tile<M>(gate, up, g, input(x, q, gate.cols, r), gate_bias, up_bias, act,
