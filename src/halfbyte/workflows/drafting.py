@@ -42,6 +42,7 @@ from halfbyte.workflows.listening import Listening
 RECIPES = ("q4_0", "q8_0")  # the smallest first
 TOLERATED = 0.01  # of the accepted drafts that a smaller drafter may lose
 NONE = "none"
+DECODED = 2**30  # bytes of decoded weights that the reference keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,12 +164,12 @@ class Drafting:
         prompts = 2  # tokens of prompts for every one that is learned, about
         return Need(
             rows={
-                "the target's weights": sum(
-                    min(4 * tensor.count, 2**30)
-                    if tensor.name != target.head_name
-                    else 4 * tensor.count
+                "the target, stored and decoded": sum(
+                    self._source.schemes[tensor.name].bytes(tensor.shape)
                     for tensor in target.tensors()
-                ),
+                )
+                + min(4 * target.parameters, DECODED)
+                + 4 * target.vocab * target.hidden,
                 "the drafter, its gradients and moments": 16 * spec.parameters,
                 "a step's activations": 4 * course.rows * course.length * (wide + 4 * target.hidden)
                 + 4 * 4 * min(course.rows * target.vocab, 1 << 26),
@@ -191,6 +192,10 @@ class Drafting:
         """Teach it, quantize it, and write it with its manifest."""
         target = load(self._source, self._oracle())
         apart = held_out(passages)
+        if not apart:
+            raise InvalidInputError(
+                "no answer is long enough to measure on", hint="more --tokens, or other --data"
+            )
         teaching = self._teaching(passages, apart)
         job = {
             "target": weights_hash(self._place),

@@ -18,7 +18,7 @@ from halfbyte.models.load import load
 from halfbyte.quantizer.opening import open_source
 from halfbyte.specs import AUTO
 from halfbyte.text.assets import TextAssets
-from halfbyte.training.passages import Author, Library, Passage, advised
+from halfbyte.training.passages import TOGETHER, Author, Library, Passage, advised
 
 SHORTEST = 3  # tokens of an answer that drafts can be learned from
 
@@ -93,7 +93,7 @@ class Listening:
     def _answers(self) -> Path:
         """Where the target's answers are kept, for other drafters too."""
         lessons = self.lessons
-        facts = [weights_hash(self.place), lessons.window, lessons.longest, lessons.seed]
+        facts = [weights_hash(self.place), lessons.window, lessons.longest, lessons.seed, TOGETHER]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         folder = env.cache_dir() / "answers" / key
         folder.mkdir(parents=True, exist_ok=True)
