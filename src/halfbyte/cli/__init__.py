@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "An API that clients know, and a page to look at."),
     "quantize": ("quantize", "Make a smaller model on the grid that ships."),
     "distill": ("distill", "Train a quantized model to predict as its original does."),
-    "draft": ("draft", "Train a drafter for a model; measure what drafting gains."),
+    "draft": ("drafter", "Train a drafter for a model; measure what drafting gains."),
     "eval": ("evaluate", "Measure perplexity, and KL and top-1 against a reference."),
     "compare": ("compare", "Before and after in one table: memory, speed, fidelity."),
     "bench": ("bench", "Time a model: prompts, tokens, memory."),

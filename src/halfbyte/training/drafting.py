@@ -100,10 +100,9 @@ class DraftTask:
         """Of one pass over everything."""
         return sum(self._passages[index].learned for group in self._groups for index in group)
 
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """All of them, as they are now."""
-        return {name: weight.detach() for name, weight in self._weights.items()}
+    def copied(self) -> dict[str, Tensor]:
+        """All weights, as they are now."""
+        return {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()
     def put(self, weights: Mapping[str, Tensor]) -> None:

@@ -48,8 +48,8 @@ DECODED = 2**30  # bytes of decoded weights that the reference keeps
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """What a new drafter is like; what is None is chosen by the target's size. `shortlist` are the
-    tokens that its head has. `start`: a drafter to go on from, "auto" the one beside the target,
-    "none" to begin anew."""
+    tokens that its head has. `start`: a drafter to go on from, "auto" the one beside the target
+    (unless a shape is asked for), "none" to begin anew."""
 
     layers: int | None = None
     hidden: int | None = None
@@ -57,6 +57,12 @@ class Build:
     shortlist: Sequence[int] | None = None
     start: str = AUTO
     own_head: bool = False
+
+    @property
+    def shaped(self) -> bool:
+        """Is a shape asked for?"""
+        asked = (self.layers, self.hidden, self.width, self.shortlist)
+        return any(part is not None for part in asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +127,15 @@ class Drafting:
 
     def _start(self) -> Source | None:
         """The drafter to go on from. One only found beside the target may be of another shape."""
-        if self._build.start == NONE:
+        named = self._build.start not in (AUTO, NONE)
+        if self._build.start == NONE or (self._build.shaped and not named):
             return None
-        named = self._build.start != AUTO
+        if self._build.shaped:
+            raise InvalidInputError(
+                "a drafter that is gone on from keeps its shape",
+                where="--start",
+                hint="--start none with --layers, --hidden, --width or --shortlist",
+            )
         found = locate(self._build.start) if named else drafter_beside(self._place)
         if found is None:
             return None
@@ -218,7 +230,7 @@ class Drafting:
         before = task.accepted()
         outcome = self._taught(task, teaching, job, tell)
         exact = task.accepted()
-        learned = Tensors(spec=self.spec, weights=dict(task.weights))
+        learned = Tensors(spec=self.spec, weights=task.copied())
         recipe, accepted = self._smallest(task, learned, exact)
         write_gguf(
             Quantized(learned, recipe_of(recipe)),
