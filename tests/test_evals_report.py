@@ -27,6 +27,7 @@ from halfbyte.evals.texts import Reading, Window
 from halfbyte.families import family_of
 from halfbyte.numerics.codec import decode
 from halfbyte.specs import recipe_of
+from halfbyte.workflows.reporting import making
 
 
 def text_of(name: str, kl: float, ratio: float) -> Fidelity:
@@ -337,3 +338,21 @@ def test_a_model_has_no_error_against_itself() -> None:
     source = source_of(oracle(CONFIGS["gemma4-shared-kv"]), CONFIGS["gemma4-shared-kv"])
     found = layer_errors(source, source, [Window(token_ids=list(range(3, 40)), first=0)])
     assert [(error.own, error.carried) for error in found] == [(0.0, 0.0)] * len(found)
+
+
+def test_the_command_that_makes_it_again_calibrates_as_it_was() -> None:
+    calibration = {
+        "files": {"b.txt": "1", "a b.jsonl": "2"},
+        "samples": 64,
+        "window": 96,
+        "seed": 3,
+    }
+    made = {"recipe": "q4_0", "method": "gptq", "calibration": {**calibration, "fingerprint": []}}
+    [plain] = making({"recipe": "q4_0", "method": "search"}, "base", Path("out.gguf"))
+    assert plain == "halfbyte quantize base -o out.gguf --recipe q4_0 --method search"
+    [told] = making({**made, "allocation": {"bytes": 12345}}, "base", Path("x/out.gguf"))
+    assert told == (
+        "halfbyte quantize base -o out.gguf --recipe q4_0 --method gptq --size 12345 "
+        "--calib b.txt --calib 'a b.jsonl' --samples 64 --window 96 --seed 3"
+    )
+    assert not list(making({}, "base", Path("out.gguf")))

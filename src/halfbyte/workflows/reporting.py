@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from statistics import fmean
 from typing import Any
 
@@ -85,7 +86,7 @@ def report(
         files=hashes(place),
         base_files=hashes(against),
         training=_training(made.get("distillation")),
-        commands=[*([made_by] if made_by else _making(made, whole.name, place)), measured_by],
+        commands=[*([made_by] if made_by else making(made, whole.name, place)), measured_by],
     )
     directory.mkdir(parents=True, exist_ok=True)
     return write_report(facts, directory)
@@ -191,7 +192,16 @@ def _told(manifest: Path, name: str, measured: Measured) -> Iterator[Point]:
         return  # somebody else's, or measured otherwise
 
 
-def _making(made: Mapping[str, Any], base: str, place: Path) -> Iterator[str]:
+def making(made: Mapping[str, Any], base: str, place: Path) -> Iterator[str]:
+    """The command that makes `place` from `base` again, by what its manifest says of it."""
     if made and made.get("method") != EXPORT:
-        how = f"--recipe {made.get('recipe')} --method {made.get('method')}"
-        yield f"halfbyte quantize {base} -o {place.name} {how}"
+        words = ["halfbyte", "quantize", base, "-o", place.name]
+        words += [f"--recipe {made.get('recipe')} --method {made.get('method')}"]
+        if "allocation" in made:
+            words += [f"--size {made['allocation']['bytes']}"]
+        if "calibration" in made:
+            words += [f"--calib {quote(name)}" for name in made["calibration"]["files"]]
+            words += [
+                f"--{key} {made['calibration'][key]}" for key in ("samples", "window", "seed")
+            ]
+        yield " ".join(words)
