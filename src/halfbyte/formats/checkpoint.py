@@ -83,6 +83,21 @@ class Source(Protocol):
     def tensor(self, name: str) -> QTensor: ...
 
 
+class Around:
+    """What a source made of another has from it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._source.spec
+
+    @property
+    def assets(self) -> TextAssets | None:
+        return self._source.assets
+
+
 class StoredTensor(Protocol):
     """What a header says of a tensor."""
 

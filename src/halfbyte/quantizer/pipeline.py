@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.formats.checkpoint import Checkpoint, Source
+from halfbyte.formats.checkpoint import Around, Checkpoint, Source
 from halfbyte.numerics.codec import convert
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Method, ModelSpec, Recipe, Scheme, holds
-from halfbyte.text.assets import TextAssets
+from halfbyte.specs import Method, Recipe, Scheme, holds
 
 
-class Quantized:
+class Quantized(Around):
     """A source whose tensors are converted by a recipe on their way through.
 
     `method`: "rtn" rounds to nearest as the format's reference does, "search" chooses each scale
@@ -28,18 +27,10 @@ class Quantized:
     """
 
     def __init__(self, source: Source, recipe: Recipe, *, method: Method = "search") -> None:
+        super().__init__(source)
         self.recipe = recipe
         self.method: Method = method
-        self._source = source
         self.schemes = schemes_of(source, recipe)
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._source.spec
-
-    @property
-    def assets(self) -> TextAssets | None:
-        return self._source.assets
 
     def tensor(self, name: str) -> QTensor:
         return self._convert(name, self._source.tensor(name))

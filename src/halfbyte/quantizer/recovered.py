@@ -12,21 +12,20 @@ from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import add
 
-from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.checkpoint import Around, Source
 from halfbyte.numerics.lattice import Counts, is_lattice, recover
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, ModelSpec, Recipe, Scheme, holds
-from halfbyte.text.assets import TextAssets
+from halfbyte.specs import SCHEMES, Recipe, Scheme, holds
 
 Q4_0 = SCHEMES["q4_0"]
 
 
-class Recovered:
+class Recovered(Around):
     """A source around a source. `recipe`: the one given, with q4_0 for what was found to lie on a
     lattice, unless it asked for a scheme that holds q4_0. Looks once through the weights."""
 
     def __init__(self, source: Source, recipe: Recipe) -> None:
-        self._source = source
+        super().__init__(source)
         self._counts: dict[str, Counts] = {}
         found = {
             name: target
@@ -39,14 +38,6 @@ class Recovered:
         )
         self.schemes: Mapping[str, Scheme] = {**source.schemes, **dict.fromkeys(found, Q4_0)}
         self.matrices = len(found)
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._source.spec
-
-    @property
-    def assets(self) -> TextAssets | None:
-        return self._source.assets
 
     @property
     def counts(self) -> Counts:

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from halfbyte.formats.atomic import atomic_file
-from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.checkpoint import Around, Source
 from halfbyte.formats.jobs import Job, claim
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import ModelSpec, Scheme
-from halfbyte.text.assets import TextAssets
 
 OVERHEAD = 4096  # bytes of a part beside its tensors', and of each tensor
 
@@ -80,20 +79,13 @@ class Stages:
         return self.folder / f"{stage}.npz"
 
 
-class Finished:
+class Finished(Around):
     """The source of a job that is done: the parts, and all else from where the model came."""
 
     def __init__(self, source: Source, stages: Stages, schemes: Mapping[str, Scheme]) -> None:
-        self._source, self._stages = source, stages
+        super().__init__(source)
+        self._stages = stages
         self.schemes = schemes
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._source.spec
-
-    @property
-    def assets(self) -> TextAssets | None:
-        return self._source.assets
 
     def tensor(self, name: str) -> QTensor:
         return dict(self._stages.load(stage_of(name)))[name]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.checkpoint import Around, Source
 from halfbyte.kernels.contract import Rows, Span
 from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.kernels.reference.ops import Weight
@@ -23,7 +23,6 @@ from halfbyte.models.load import layer_weights, per_layer_weights
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme
-from halfbyte.text.assets import TextAssets
 from halfbyte.training.grid import OnGrid
 from halfbyte.training.heads import StoredHead
 from halfbyte.training.ops import TrainingOps
@@ -175,21 +174,14 @@ class Student:
         return result
 
 
-class Results:
+class Results(Around):
     """A source of tensors that are there; all else is that of another."""
 
     def __init__(
         self, source: Source, schemes: Mapping[str, Scheme], tensors: Mapping[str, QTensor]
     ) -> None:
-        self._source, self._tensors, self.schemes = source, tensors, schemes
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._source.spec
-
-    @property
-    def assets(self) -> TextAssets | None:
-        return self._source.assets
+        super().__init__(source)
+        self._tensors, self.schemes = tensors, schemes
 
     def tensor(self, name: str) -> QTensor:
         return self._tensors[name]
