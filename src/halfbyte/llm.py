@@ -36,16 +36,25 @@ from halfbyte.planner.calibration import read_store
 from halfbyte.planner.monitor import sample
 from halfbyte.planner.opening import (
     companion_of,
-    described,
+    opened,
     options_of,
-    plan_of_source,
     refuse_another,
+    usual_plan,
 )
 from halfbyte.planner.probe import resident_bytes, this_machine
 from halfbyte.planner.running import announce
 from halfbyte.planner.solve import USUAL_CONTEXT, Goal, unbounded
 from halfbyte.quantizer.opening import open_drafter, open_source
-from halfbyte.specs import AUTO, LoadOptions, Machine, ModelSpec, Plan, Request, SamplingParams
+from halfbyte.specs import (
+    AUTO,
+    LoadOptions,
+    Machine,
+    ModelSpec,
+    Plan,
+    Request,
+    SamplingParams,
+    most_drafts,
+)
 from halfbyte.text.answer import Answer, AnswerStream, Piece, collected
 from halfbyte.text.assets import TextAssets
 from halfbyte.text.chat import Chat
@@ -161,25 +170,12 @@ class LLM:
             kv=options.kv,
             sequences=options.parallel,
             spare=options.spare,
-            draft={"off": 0, AUTO: None}.get(str(options.draft), options.draft),  # type: ignore[arg-type]
+            draft=most_drafts(options.draft),
             reference=not isinstance(ops, CPUOps),
         )
         companion = None if drafter is None else companion_of(options.drafter, drafter)
-        self._described = replace(
-            described(model, source, tokenizer=source.assets is not None),
-            quantized=True,
-            drafter=companion,
-            adapters=self.adapters,
-        )
-        plan = plan_of_source(
-            model,
-            source,
-            this_machine(kind),
-            goal,
-            drafter=companion,
-            adapters=self.adapters,
-            store=read_store(),
-        )
+        self._described = opened(model, source, companion, self.adapters)
+        plan = usual_plan(self._described, this_machine(kind), goal, read_store())
         if given is not None:
             refuse_another(given, plan)
         if plan.setup.context < min(self.spec.context, options.context or USUAL_CONTEXT):

@@ -56,6 +56,7 @@ def command(
     from halfbyte.planner.probe import this_machine
     from halfbyte.planner.solve import Goal, solve
     from halfbyte.quantizer.opening import open_drafter, open_source
+    from halfbyte.specs import most_drafts
 
     if plan_file is not None:
         plan = flags.planned(ctx, plan_file)
@@ -65,7 +66,7 @@ def command(
             recipe=recipe,
             kv=kv,
             sequences=sequences,
-            draft=flags.most_drafts(draft),
+            draft=most_drafts(draft),
         )
         known = model_of(
             model, drafter=None if draft == "off" else drafter, adapters=flags.references(loras)

@@ -15,7 +15,7 @@ from halfbyte.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from halfbyte.planner.calibration import Store
-    from halfbyte.specs import Draft, Plan
+    from halfbyte.specs import Plan
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -98,6 +98,11 @@ DRAFT = _all(
     DRAFTER,
 )
 
+TEMPLATE = click.option(
+    "--template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A chat template (jinja) in place of the model's own.",
+)
 PLAN = click.option(
     "--plan",
     "plan_file",
@@ -143,14 +148,14 @@ def measured(calibration: bool) -> Store:
     return store
 
 
+def template_of(file: Path | None) -> str | None:
+    """The text of --template."""
+    return None if file is None else file.read_text(encoding="utf-8", errors="replace")
+
+
 def was_given(ctx: click.Context, name: str) -> bool:
     """Whether a person typed this flag."""
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-
-def most_drafts(draft: Draft) -> int | None:
-    """What --draft asks of a plan; None leaves it to the plan."""
-    return {"off": 0, "auto": None}[draft] if isinstance(draft, str) else draft
 
 
 def references(loras: tuple[str, ...]) -> list[str]:

@@ -84,6 +84,7 @@ def command(
     from halfbyte.planner.opening import model_of
     from halfbyte.planner.probe import this_machine
     from halfbyte.planner.solve import Goal, solve
+    from halfbyte.specs import most_drafts
 
     refuse_strangers(ctx, training=train is not None)
     where = card(machine) if machine is not None else this_machine(_kind(device))
@@ -114,7 +115,7 @@ def command(
         recipe=recipe,
         kv=kv,
         sequences=sequences,
-        draft=flags.most_drafts(draft),
+        draft=most_drafts(draft),
     )
     known = model_of(
         model, drafter=None if draft == "off" else drafter, adapters=flags.references(loras)

@@ -39,11 +39,7 @@ class Manner:
 @click.option("--raw", is_flag=True, help="Continue the text itself: one BOS and the text.")
 @click.option("--system", help="The system message of the chat.")
 @click.option("--think/--no-think", default=None, help="Let the model think first, or not.")
-@click.option(
-    "--template",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A chat template (jinja) in place of the model's own.",
-)
+@flags.TEMPLATE
 @flags.LORA
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model has ended its answer.")
 @click.option("--stats", is_flag=True, help="Speed and memory, on stderr.")
@@ -127,7 +123,7 @@ def command(
     if prompt is None and (as_json or not _at_terminal()):
         prompt = sys.stdin.read()
     with progress("loading") as report:
-        own = None if template is None else template.read_text(encoding="utf-8", errors="replace")
+        own = flags.template_of(template)
         llm = LLM(model, options, adapters=adapters, template=own, plan=plan, progress=report)
     for remark in llm.notes:
         note(remark)

@@ -49,11 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option("--body-limit", type=size, default="1MiB", show_default=True, help="Of a request.")
 @click.option("--page/--no-page", default=True, help="Serve the page, or only the API.")
-@click.option(
-    "--template",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A chat template (jinja) in place of the model's own.",
-)
+@flags.TEMPLATE
 @flags.LORA
 @click.option("--recipe", help="Quantize an unquantized model while loading it.")
 @flags.METHOD
@@ -123,7 +119,7 @@ def command(
     )
     settings.require_a_key(chosen, insecure=insecure_no_key)
     adapters = named(loras)
-    own = None if template is None else template.read_text(encoding="utf-8", errors="replace")
+    own = flags.template_of(template)
 
     def make(progress: Progress) -> LLM:
         from halfbyte.llm import LLM

@@ -104,27 +104,20 @@ def described(name: str, source: Source, *, tokenizer: bool) -> Model:
     )
 
 
-def plan_of_source(
-    name: str,
-    source: Source,
-    machine: Machine,
-    goal: Goal,
-    *,
-    drafter: Companion | None = None,
-    adapters: Mapping[str, Adapter] | None = None,
-    store: Store = EMPTY,
-) -> Plan:
-    """How an opened source is run on a machine: as it is stored, with the context that is asked
-    for, or the usual one, or where memory is short the longest that fits.
+def opened(
+    name: str, source: Source, drafter: Companion | None, adapters: Mapping[str, Adapter]
+) -> Model:
+    """An opened source as the planner sees it: it is run as it is stored."""
+    model = described(name, source, tokenizer=source.assets is not None)
+    return replace(model, quantized=True, drafter=drafter, adapters=adapters)
+
+
+def usual_plan(model: Model, machine: Machine, goal: Goal, store: Store = EMPTY) -> Plan:
+    """How a model is run on a machine: with the context that is asked for, or the usual one, or
+    where memory is short the longest that fits.
 
     Raises `DoesNotFitError` for a context that was asked for.
     """
-    model = replace(
-        described(name, source, tokenizer=source.assets is not None),
-        quantized=True,
-        drafter=drafter,
-        adapters=adapters or {},
-    )
     usual = replace(goal, context=goal.context or min(model.spec.context, USUAL_CONTEXT))
     try:
         return solve(model, machine, usual, store)[0]

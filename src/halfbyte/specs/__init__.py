@@ -6,7 +6,16 @@ without torch and without the weights.
 
 from halfbyte.specs.adapter import LowRankSpec, linears
 from halfbyte.specs.drafter import CentroidSpec, DrafterSpec
-from halfbyte.specs.loading import AUTO, Draft, DType, KVType, LoadOptions, Method, SolveMethod
+from halfbyte.specs.loading import (
+    AUTO,
+    Draft,
+    DType,
+    KVType,
+    LoadOptions,
+    Method,
+    SolveMethod,
+    most_drafts,
+)
 from halfbyte.specs.machine import DeviceKind, Machine
 from halfbyte.specs.model import (
     Activation,
@@ -71,6 +80,7 @@ __all__ = [
     "holds",
     "linears",
     "lossless_target",
+    "most_drafts",
     "paired_layers",
     "plan_of",
     "recipe_of",

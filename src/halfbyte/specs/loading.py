@@ -13,6 +13,11 @@ Draft = Literal["off", "auto"] | int
 AUTO = "auto"
 
 
+def most_drafts(draft: Draft) -> int | None:
+    """What drafting of this kind asks of a plan; None leaves it to the plan."""
+    return {"off": 0, "auto": None}[draft] if isinstance(draft, str) else draft
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How a model is loaded.
