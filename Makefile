@@ -3,7 +3,7 @@
 #   make demo    install, then text from the bundled demo model with its statistics
 #   make test    install with the dev extra, then the default test suite
 #   make check   lint, types and tests (what .ci/run does)
-#   make clients the clients' own code against our server, in two environments
+#   make clients the clients' own code against our server, each in an environment of its own
 #   make fuzz    each fuzz target for FUZZ_SECONDS (60)
 #
 # PYTHON=...       an interpreter of your choice (3.11 to 3.13, with the venv module)
@@ -62,13 +62,13 @@ fuzz: $(VENV)/.installed-dev
 		$(BIN)/python fuzz/run.py "$$(basename "$$target" .py)" \
 			-max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
-CLIENTS := .clients/a .clients/b .clients/c
-clients: $(VENV)/.installed-dev $(CLIENTS:%=%/.installed)
-	$(BIN)/python -m pytest -m clients tests/test_serve_clients.py
+CLIENTS := $(patsubst tests/clients/%.txt,.clients/%/.installed,$(wildcard tests/clients/*.txt))
+clients: $(VENV)/.installed-dev $(CLIENTS)
+	$(BIN)/python -m pytest -m clients tests/test_serve_clients.py -rA
 
-.clients/%/.installed: tests/clients/%.txt $(VENV)/.created
-	@$(BIN)/python -m venv .clients/$*
-	@.clients/$*/bin/python -m pip install --quiet --requirement $<
+.clients/%/.installed: tests/clients/%.txt
+	@"$(PYTHON)" -m venv .clients/$*
+	@.clients/$*/bin/python -m pip install --quiet --progress-bar off --requirement $<
 	@touch $@
 
 clean:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from typing import Any
 
 import uvicorn
 
+from halfbyte.formats.reference import DEMO
 from halfbyte.llm import LLM
 from halfbyte.serve.running import Server, configured
 from halfbyte.serve.service import Service
@@ -127,3 +131,37 @@ def serving(llm: LLM, name: str = "demo", **settings: Any) -> Iterator[Served]:
         llm.engine.forget()
         usage = llm.engine.usage
         assert not usage.pages_held and not usage.running and not usage.waiting, usage
+
+
+class Command:
+    """`halfbyte serve` as a process of its own; `said` is what it told on stderr."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.said: list[str] = []
+
+    @property
+    def url(self) -> str:
+        """Waits until it serves."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+            found = re.search(r"(http://\S+)/v1 for clients", line)
+            if found:
+                return found[1]
+        raise AssertionError("".join(self.said))
+
+
+@contextmanager
+def commanded(*flags: object, model: object = DEMO) -> Iterator[Command]:
+    """The command with these flags, on a free port; at the end it is told to end, and does."""
+    command = [sys.executable, "-m", "halfbyte", "serve", model, "--port", 0, *flags]
+    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield Command(process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(WAIT_S)
+            finally:
+                process.kill()

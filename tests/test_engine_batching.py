@@ -72,6 +72,7 @@ requests = st.builds(
     max_tokens=st.sampled_from([None, 1, 2, 30]),
     stop_ids=st.sampled_from([frozenset({7, 11, 13, 17}), frozenset({20})]),
     sequence=st.integers(0, 2),
+    prompt_logprobs=st.booleans(),
 )
 
 
@@ -299,6 +300,11 @@ def test_a_long_prompt_keeps_nobody_waiting_for_long():
     assert decoder.forwards[1:] == [[1, 32]] * 11
 
 
+def log_probabilities(ids: list[int]) -> np.ndarray:
+    row = logits_after(ids).astype(np.float64)
+    return row - row.max() - np.log(np.exp(row - row.max()).sum())
+
+
 def test_probabilities_are_the_models_own():
     plain = Request(prompt_ids=(1, 2), max_tokens=3, sampling=SamplingParams(seed=4))
     asked = replace(plain, top_logprobs=3)
@@ -306,7 +312,7 @@ def test_probabilities_are_the_models_own():
     ids = list(plain.prompt_ids)
     for event in events:
         row = logits_after(ids).astype(np.float64)
-        expected = row - row.max() - np.log(np.exp(row - row.max()).sum())
+        expected = log_probabilities(ids)
         found = event.logprobs
         assert found.logprob == pytest.approx(expected[event.token_id], abs=1e-5)
         best = np.argsort(-row, kind="stable")[:3].tolist()
@@ -315,6 +321,33 @@ def test_probabilities_are_the_models_own():
         ids.append(event.token_id)
     quiet = Engine(FakeDecoder(), context=50).stream(plain)
     assert [(e.token_id, e.logprobs) for e in quiet] == [(e.token_id, None) for e in events]
+
+
+@pytest.mark.parametrize("length", [1, 2, 8, 9, 17, 150])
+def test_probabilities_of_a_prompt(length: int):
+    """Each id's after those before it, however the prompt is cut and whatever the cache has; an
+    answer that is a stop id at once brings them, too."""
+    rng = np.random.default_rng(length)
+    prompt = tuple(rng.integers(0, VOCAB, length).tolist())
+    asked = Request(prompt_ids=prompt, max_tokens=2, top_logprobs=2, prompt_logprobs=True)
+    ended = replace(asked, stop_ids=frozenset(range(VOCAB)))
+    plain = replace(asked, prompt_logprobs=False)
+    engine = Engine(FakeDecoder(), context=200, max_sequences=4, prefill_chunk=64, keeps=True)
+    outboxes: list[list[Event]] = [[], [], [], []]
+    for request, outbox in zip((plain, asked, ended, asked), outboxes, strict=True):
+        engine.add(request, outbox)
+    while engine.busy:
+        engine.advance()
+    silent, *told = outboxes
+    assert all(not event.prompt_logprobs for event in silent)
+    assert [it.token_id for it in told[0]] == [it.token_id for it in silent]
+    for first, *others in told:
+        assert not any(event.prompt_logprobs for event in others)
+        expected = [log_probabilities([*prompt[:at]]) for at in range(1, length)]
+        values = [row[token] for row, token in zip(expected, prompt[1:], strict=True)]
+        assert [it.logprob for it in first.prompt_logprobs] == pytest.approx(values, abs=1e-5)
+        best = [int(row.argmax()) for row in expected]
+        assert [it.top[0][0] for it in first.prompt_logprobs] == best
 
 
 class Odd:

@@ -340,8 +340,6 @@ def test_text_completions(served: Served):
     echo = served.post("/v1/completions", prompt=text, echo=True, logprobs=2, **body).json
     choice = echo["choices"][0]
     assert choice["text"] == text + one["choices"][0]["text"]
-    offsets, tokens = choice["logprobs"]["text_offset"], choice["logprobs"]["tokens"]
-    assert all(choice["text"][at:].startswith(it) for at, it in zip(offsets, tokens, strict=True))
     stream = served.post("/v1/completions", prompt=text, stream=True, **body)
     told = "".join(it["choices"][0]["text"] for it in stream.frames[:-1])
     assert told == one["choices"][0]["text"]
@@ -351,6 +349,43 @@ def test_text_completions(served: Served):
         assert refused.status == 400 and words in refused.json["error"]["message"]
     middle = served.post("/v1/completions", prompt="a", suffix="b")
     assert middle.status == 400 and middle.json["error"]["param"] == "suffix"
+
+
+def told_by(reply: Reply) -> list[tuple[str, float | None, dict[str, float] | None, int]]:
+    """Token, probability, likeliest tokens and offset of all there is of the first choice."""
+    streams = reply.headers["content-type"].startswith("text/event-stream")
+    documents = reply.frames[:-1] if streams else [reply.json]
+    found = [it["choices"][0]["logprobs"] for it in documents]
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    columns = [[value for it in found for value in it[name]] for name in names]
+    return [*zip(*columns, strict=True)]
+
+
+def test_what_was_said_is_as_likely_when_it_is_read(served: Served):
+    """`echo` with `logprobs`: of the prompt, too, as harnesses that score texts want it."""
+    prompt = served.post("/tokenize", content="My dear Jane, I", add_special=True).json["tokens"]
+    body = {"temperature": 0, "max_tokens": 12, "logprobs": 2}
+    said = served.post("/v1/completions", prompt=prompt, **body)
+    text = served.post("/tokenize", content=said.json["choices"][0]["text"]).json["tokens"]
+    whole = [*prompt, *text]
+    read = served.post("/v1/completions", prompt=whole, echo=True, **body | {"max_tokens": 0})
+    (choice,) = read.json["choices"]
+    assert choice["finish_reason"] == "length" and read.json["usage"]["completion_tokens"] == 0
+    tokens = told_by(read)
+    assert len(tokens) == len(whole) and tokens[0][1:] == (None, None, 0)
+    for spoken, heard in zip(told_by(said), tokens[len(prompt) :], strict=False):
+        assert spoken[0] == heard[0] and spoken[1] == pytest.approx(heard[1], abs=1e-3)
+        assert spoken[0] == max(heard[2], key=heard[2].get)  # greedy is the likeliest
+    for token, _, _, at in tokens[1:]:
+        assert choice["text"][at:].startswith(token)
+    again = {"prompt": whole, "echo": True, **body}
+    plain, stream = (served.post("/v1/completions", **again, stream=it) for it in (False, True))
+    assert [it[0::3] for it in told_by(plain)] == [it[0::3] for it in told_by(stream)]
+    assert [it[0] for it in told_by(plain)[: len(whole)]] == [it[0] for it in tokens]
+    pieces = "".join(it["choices"][0]["text"] for it in stream.frames[:-1])
+    assert pieces == plain.json["choices"][0]["text"]
+    mute = served.post("/v1/completions", prompt=whole, max_tokens=0)
+    assert mute.status == 400 and mute.json["error"]["param"] == "max_tokens"
 
 
 def test_generate(served: Served):
@@ -499,6 +534,36 @@ def test_who_leaves_is_cancelled(served: Served, streams: bool):
             if streams:
                 connection.recv(100)
     assert until(lambda: desk.live == 0)
+
+
+def test_no_more_are_let_in_than_said(llm: LLM):
+    """However many come at once, streamed or not, with several answers each."""
+    with serving(llm, waiting=2) as served:
+        most, desk = 0, served.service.desk
+
+        def ask(number: int) -> int:
+            nonlocal most
+            reply = served.chat("go on", max_tokens=30, n=1 + number % 3, stream=number % 2 == 0)
+            most = max(most, desk.live)
+            return reply.status
+
+        with ThreadPoolExecutor(24) as pool:
+            asked = [pool.submit(ask, number) for number in range(48)]
+            while not all(it.done() for it in asked):
+                most = max(most, desk.live)
+                time.sleep(0.0005)
+        assert {it.result() for it in asked} == {200, 429} and 0 < most <= 6
+        wide = served.chat("all at once", n=7)
+        assert wide.status == 400 and "at most 6" in wide.json["error"]["message"]
+        assert until(lambda: desk.live == 0)
+
+
+def test_what_could_never_run_is_no_stream(served: Served):
+    """It is refused before the first byte, with a status of its own."""
+    reply = served.post("/v1/completions", prompt=[999999], stream=True)
+    assert reply.status == 400 and "id 999999" in reply.json["error"]["message"]
+    wide = served.chat("hi", stream=True, logit_bias={"999999": 1})
+    assert wide.status == 400
 
 
 def test_a_full_queue_says_when_to_come_back(llm: LLM):

@@ -1,6 +1,7 @@
 """LiteLLM by both of its providers for such servers, as it comes. Prints ok, or fails."""
 
 import sys
+from importlib.metadata import version
 
 import litellm
 
@@ -26,4 +27,4 @@ for provider in ("openai", "hosted_vllm"):
     except litellm.ContextWindowExceededError:
         pass
 
-print("ok")
+print("ok", version("litellm"))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 base, model = sys.argv[1], sys.argv[2]
@@ -22,4 +23,4 @@ with tempfile.TemporaryDirectory() as home:
     logs = subprocess.run([llm, "logs", "--json", "-n", "1"], env=environment, capture_output=True,
                           text=True, timeout=120)  # fmt: skip
     assert '"input_tokens"' in logs.stdout
-print("ok")
+print("ok", version("llm"))

@@ -115,7 +115,7 @@ CALIBRATION = click.option(
     help="Use what `fill` measured on this machine, or only what is the same everywhere.",
 )
 # What a plan says, so that nothing else may.
-OF_PLANS = ("context", "kv", "recipe", "sequences", "draft", "drafter", "loras")
+OF_PLANS = ("context", "kv", "recipe", "sequences", "parallel", "draft", "drafter", "loras")
 
 
 def planned(ctx: click.Context, file: Path) -> Plan:

@@ -55,8 +55,11 @@ if TYPE_CHECKING:
 @flags.METHOD
 @flags.DRAFT
 @flags.CACHE
+@flags.PLAN
 @flags.DEVICE
+@click.pass_context
 def command(
+    ctx: click.Context,
     model: str,
     host: str,
     port: int,
@@ -79,6 +82,7 @@ def command(
     drafter: str,
     context: int | None,
     kv: Any,
+    plan_file: Path | None,
     device: str,
     dtype: Any,
     threads: int | None,
@@ -118,15 +122,17 @@ def command(
         body_bytes=body_limit,
     )
     settings.require_a_key(chosen, insecure=insecure_no_key)
-    adapters = named(loras)
+    plan = None if plan_file is None else flags.planned(ctx, plan_file)
+    adapters = named(loras if plan is None else plan.setup.adapters)
     own = flags.template_of(template)
 
     def make(progress: Progress) -> LLM:
         from halfbyte.llm import LLM
 
-        return LLM(model, options, adapters=adapters, template=own, progress=progress)
+        return LLM(model, options, adapters=adapters, template=own, plan=plan, progress=progress)
 
-    served = service.Service(name or _name(model), chosen, parallel=parallel)
+    at_once = parallel if plan is None else plan.setup.sequences
+    served = service.Service(name or _name(model), chosen, parallel=at_once)
     note(f"loading {model}")
     running.run(served, make, note)
 

@@ -82,6 +82,9 @@ class Runner:
         states: NDArray[np.float32],
     ) -> list[Chosen]:
         """The tokens of a sequence from its wanted rows; what was drafted wrongly is taken back."""
+        if _reads_prompt(sequence):
+            complete = _tell_prompt(sequence, logits)
+            logits, states = logits[complete], states[complete]
         if not len(logits):
             return []
         drafts = proposal.token_ids
@@ -125,10 +128,26 @@ def _chunk(item: Work, proposal: Proposal) -> Chunk:
     sequence = item.sequence
     start = sequence.slot.length
     drafts = proposal.token_ids
-    wanted = "all" if drafts else "last" if item.count == sequence.pending else "none"
+    every = drafts or _reads_prompt(sequence)
+    wanted = "all" if every else "last" if item.count == sequence.pending else "none"
     return Chunk(
         slot=sequence.slot,
         token_ids=(*sequence.ids[start : start + item.count], *drafts),
         wanted=wanted,
         adapter=sequence.request.adapter,
     )
+
+
+def _reads_prompt(sequence: Sequence) -> bool:
+    """Whether the probabilities of a prompt's ids are wanted, and not all are told."""
+    return sequence.request.prompt_logprobs and not sequence.chosen
+
+
+def _tell_prompt(sequence: Sequence, logits: NDArray[np.float32]) -> slice:
+    """Each row tells of the id after it; returns which rows are left for the first token: the last
+    row of a complete prompt, or none."""
+    length, top = sequence.slot.length, sequence.request.top_logprobs or 0
+    following = sequence.ids[length - len(logits) + 1 : length + 1]
+    told = zip(logits, following, strict=False)
+    sequence.prompt_logprobs += [logprobs_of(row, token, top) for row, token in told]
+    return slice(len(following), None if len(following) < len(logits) else 0)

@@ -15,6 +15,7 @@ behind it.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 
@@ -124,7 +125,7 @@ class Scheduler:
         for sequence in self.running:
             count = sequence.pending
             if count > 1:
-                count = min(count, budget)
+                count = min(count, budget, _most_rows(sequence))
                 budget -= count
             if count:
                 self._preserve(sequence, count)
@@ -178,7 +179,7 @@ class Scheduler:
 
     def _beginning(self, sequence: Sequence) -> Beginning | None:
         """The longest beginning that is in the cache; None if a longer one is on its way."""
-        if not self._keeps:
+        if not self._keeps or sequence.request.prompt_logprobs:
             return Beginning()
         found = [self._of_kept(sequence, kept) for kept in self.prefix.of(sequence.request.adapter)]
         alike = [it for it in self.running if it.request.adapter == sequence.request.adapter]
@@ -333,3 +334,8 @@ class Scheduler:
 
     def _pages_for(self, positions: int) -> int:
         return -(-positions // self.page_len)
+
+
+def _most_rows(sequence: Sequence) -> int:
+    """Of a prompt in a step: where each row's logits are wanted, as many as a round of drafts."""
+    return DRAFT_ROWS if sequence.request.prompt_logprobs else sys.maxsize

@@ -55,12 +55,16 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One token of a sequence, or its end, or both; the last event carries the completion."""
+    """One token of a sequence, or its end, or both; the last event carries the completion.
+
+    The first carries how likely the ids of the prompt were, from the second on, if that was asked.
+    """
 
     sequence: int
     token_id: int | None
     drafted: bool = False
     logprobs: Logprobs | None = None
+    prompt_logprobs: tuple[Logprobs, ...] = ()
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
 
@@ -71,7 +75,7 @@ class Sequence:
 
     `outbox` is where its events go; several sequences may share one. `state` is the target's where
     it chose the last id: what a drafter goes on from. `cached` of its ids were not computed;
-    `marks` are lengths whose cells should outlive it.
+    `marks` are lengths whose cells should outlive it. `prompt_logprobs` wait for the first event.
     """
 
     number: int
@@ -84,6 +88,7 @@ class Sequence:
     chosen: int = 0
     cached: int = 0
     marks: list[int] = field(default_factory=list[int])
+    prompt_logprobs: list[Logprobs] = field(default_factory=list[Logprobs])
     prefill_s: float = 0.0
     decode_s: float = 0.0
     state: NDArray[np.float32] | None = None
@@ -152,13 +157,17 @@ class Sequence:
             decode_s=self.decode_s,
             draft=None if self.tally is None else self.tally.stats(),
         )
-        event = Event(sequence=self.number, token_id=None) if token is None else self._event(token)
+        event = self._event(token)
         self.outbox.append(replace(event, finish_reason=reason, completion=completion))
 
-    def _event(self, token: Chosen) -> Event:
+    def _event(self, token: Chosen | None) -> Event:
+        prompt, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        if token is None:
+            return Event(sequence=self.number, token_id=None, prompt_logprobs=prompt)
         return Event(
             sequence=self.number,
             token_id=token.token_id,
             drafted=token.drafted,
             logprobs=token.logprobs,
+            prompt_logprobs=prompt,
         )

@@ -13,9 +13,9 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from halfbyte.engine import Event
-from halfbyte.serve.asking import Job
-from halfbyte.serve.desk import Desk
+from halfbyte.serve.desk import Visit
 from halfbyte.serve.failure import Failure, failure_of
+from halfbyte.serve.job import Job
 from halfbyte.serve.metrics import Metrics
 from halfbyte.serve.stream import Delta, Telling, Told
 
@@ -51,28 +51,27 @@ class Form(Protocol):
 
 
 class Clerk:
-    """Runs jobs at a desk. `metrics` are told how each choice went."""
+    """Follows jobs that a desk has let in. `metrics` are told how each choice went."""
 
-    def __init__(self, desk: Desk, metrics: Metrics) -> None:
-        self._desk = desk
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    async def document(self, job: Job, form: Form) -> Object:
-        """Runs a job to its end. Raises `Failure`."""
+    async def document(self, job: Job, visit: Visit, form: Form) -> Object:
+        """Follows a job to its end. Raises `Failure`."""
         tellings = job.tell()
-        async with aclosing(self._events(job, tellings)) as events:
+        async with aclosing(self._events(visit, tellings)) as events:
             async for index, event in events:
                 for _ in tellings[index].push(event):
                     pass
         return form.whole([it.told for it in tellings])
 
-    async def frames(self, job: Job, form: Form) -> AsyncGenerator[bytes]:
+    async def frames(self, job: Job, visit: Visit, form: Form) -> AsyncGenerator[bytes]:
         """The frames of a job as it runs; a failure in the middle is a frame, too."""
         tellings = job.tell()
         for frame in form.begin():
             yield frame
         try:
-            async with aclosing(self._events(job, tellings)) as events:
+            async with aclosing(self._events(visit, tellings)) as events:
                 async for index, event in events:
                     telling = tellings[index]
                     if telling.ended:
@@ -90,10 +89,12 @@ class Clerk:
         for frame in form.close([it.told for it in tellings]):
             yield frame
 
-    async def _events(self, job: Job, tellings: list[Telling]) -> AsyncGenerator[tuple[int, Event]]:
+    async def _events(
+        self, visit: Visit, tellings: list[Telling]
+    ) -> AsyncGenerator[tuple[int, Event]]:
         """Every event with its choice, until all are told. Raises `Failure`."""
         start = perf_counter()
-        news = self._desk.run(job.requests, lambda index: tellings[index].ended)
+        news = visit.news(lambda index: tellings[index].ended)
         async with aclosing(news):
             async for index, events, error in news:
                 telling = tellings[index]

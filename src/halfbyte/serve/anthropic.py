@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from halfbyte.serve.answering import Object, frame
-from halfbyte.serve.asking import Asker, Job, text_of
+from halfbyte.serve.asking import Asker
+from halfbyte.serve.conversation import text_of
 from halfbyte.serve.failure import Failure, refused
+from halfbyte.serve.job import Job
 from halfbyte.serve.openai import call_of
 from halfbyte.serve.service import Service
 from halfbyte.serve.stream import Delta, Told

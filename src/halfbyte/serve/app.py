@@ -6,7 +6,7 @@ What a route reads is its type in `wire`, what it answers a form; nothing else i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from starlette.applications import Starlette
@@ -20,9 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from halfbyte import __version__
 from halfbyte.serve import anthropic, inside, responses, wire
 from halfbyte.serve.answering import Form
-from halfbyte.serve.asking import Job
 from halfbyte.serve.failure import Failure, failure_of
 from halfbyte.serve.guard import Guard, respond
+from halfbyte.serve.job import Job
 from halfbyte.serve.metrics import CONTENT_TYPE
 from halfbyte.serve.openai import ChatForm, TextForm
 from halfbyte.serve.openapi import document_of
@@ -108,11 +108,11 @@ def _generating(
 
     async def endpoint(request: Request) -> Response | EventStream:
         job, asked = await _job(request, form, make())
-        service.desk.admit(len(job.requests))
+        visit = service.desk.admit(job.requests)
         if job.streams:
-            frames = service.clerk.frames(job, shape(job, asked))
-            return EventStream(frames, ping_s=service.settings.ping_s)
-        return _Whole(lambda: service.clerk.document(job, shape(job, asked)))
+            frames = service.clerk.frames(job, visit, shape(job, asked))
+            return EventStream(frames, ping_s=service.settings.ping_s, left=visit.leave)
+        return _Whole(service.clerk.document(job, visit, shape(job, asked)), left=visit.leave)
 
     return endpoint
 
@@ -120,12 +120,13 @@ def _generating(
 def _generate(service: Service) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         job, _ = await _job(request, wire.GenerateRequest, service.asker.generate)
+        visit = service.desk.admit(job.requests)
 
         async def answer() -> dict[str, Any]:
-            found = await service.clerk.document(job, TextForm(job))
+            found = await service.clerk.document(job, visit, TextForm(job))
             return {"response": found["choices"][0]["text"]}
 
-        return _Whole(answer)
+        return _Whole(answer(), left=visit.leave)
 
     return endpoint
 
@@ -184,7 +185,7 @@ def _health(service: Service) -> Endpoint:
 def _ready(service: Service) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         service.healthy()
-        service.desk.admit(0)
+        service.desk.require_open()
         return JSONResponse({"status": "ready"})
 
     return endpoint
@@ -215,13 +216,16 @@ def _openapi() -> Endpoint:
 
 
 class _Whole(Response):
-    """A document that is being made; given up when the client leaves."""
+    """A document that is being made; given up, and `left` called, when the client leaves."""
 
-    def __init__(self, make: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-        self._make = make
+    def __init__(
+        self, making: Coroutine[Any, Any, dict[str, Any]], *, left: Callable[[], None]
+    ) -> None:
+        self._making = making
+        self._left = left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        making = asyncio.ensure_future(self._make())
+        making = asyncio.ensure_future(self._making)
         left = asyncio.ensure_future(departure(receive))
         try:
             await asyncio.wait({making, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -230,6 +234,7 @@ class _Whole(Response):
         finally:
             left.cancel()
             making.cancel()
+            self._left()
 
 
 def _client(request: Request) -> str:

@@ -1,23 +1,27 @@
 """From what a client sent to what the engine is asked for. Pure: no sockets, no engine.
 
-Fields in which clients differ meet here: four spellings of a JSON schema, nine switches for
-thinking, two names of most penalties. The requests are made by `LLM.request`, as those of
-`halfbyte run` are, so that the same seed says the same.
+Fields in which clients differ meet here; the widest of them have files of their own
+(`conversation`, `offers`, `schemas`, `thinking`, `prompts`). The requests are made by
+`LLM.request`, as those of `halfbyte run` are, so that the same seed says the same.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import SystemRandom
-from typing import Any, cast
+from typing import Any
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.llm import LLM
+from halfbyte.serve.conversation import message_of
 from halfbyte.serve.failure import Failure, failure_of, refused, too_long
-from halfbyte.serve.settings import MAX_PROMPTS
+from halfbyte.serve.job import Job
+from halfbyte.serve.offers import demanded, offered
+from halfbyte.serve.prompts import ids_of, prompts_of
+from halfbyte.serve.schemas import schema_of
 from halfbyte.serve.stream import Telling
+from halfbyte.serve.thinking import thinks, thought_budget
 from halfbyte.serve.wire import (
     ChatRequest,
     CompletionRequest,
@@ -26,38 +30,12 @@ from halfbyte.serve.wire import (
     Message,
     Object,
     Sampled,
-    Thinking,
 )
 from halfbyte.specs import Request, SamplingParams
-from halfbyte.text.structure import ANY_OBJECT, Structure
+from halfbyte.text.structure import Structure
 
 COMPLETION_TOKENS = 16  # what OpenAI's text completions stop at where nothing is said
-NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 KNOBS = ("temperature", "top_p", "top_k", "min_p")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One HTTP request as the engine's: a request and a telling for every choice.
-
-    `usage`: the client wants counts in a stream; `details`: it wants to know what was drafted.
-    `names`: what the answer calls the model. `echo`: the prompts, if they are to be told again.
-    """
-
-    requests: tuple[Request, ...]
-    tell: Callable[[], list[Telling]]
-    model: str
-    streams: bool = False
-    usage: bool = False
-    continuous_usage: bool = False
-    details: bool = False
-    logprobs: bool = False
-    echo: tuple[str, ...] = ()
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of all prompts; several answers to one prompt count it once."""
-        return sum(len(it.prompt_ids) for it in self.requests if it.sequence == 0)
 
 
 class Asker:
@@ -73,11 +51,11 @@ class Asker:
         model, adapter = self.which(asked)
         if asked.audio is not None or "audio" in (asked.modalities or ()):
             raise refused("this model answers in text only, not in audio", "modalities")
-        tools = _tools(asked)
+        tools = offered(asked)
         prompt = self.prompt(asked, tools)
         limit = asked.max_completion_tokens or asked.max_tokens
         self._require_room(prompt, limit)
-        sampling, budget = self._sampling(asked), _budget(asked)
+        sampling, budget = self._sampling(asked), thought_budget(asked)
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         fan: list[Request] = []
         for index in range(asked.n or 1):
@@ -91,7 +69,7 @@ class Asker:
                 guided=asked.loop_breaker is not False,
                 structure=self._structure(asked, tools),  # a guide has a state of its own
                 thought_budget=budget,
-                may_think=thinking(asked) is not False,
+                may_think=thinks(asked) is not False,
             )
             fan.append(replace(request, sequence=index, top_logprobs=top))
         stops, single = _stops(asked.stop), asked.parallel_tool_calls is False
@@ -112,11 +90,15 @@ class Asker:
     def completion(self, asked: CompletionRequest, client: str = "") -> Job:
         """Texts to be continued. Raises `Failure`."""
         model, adapter = self.which(asked)
-        limit = asked.max_tokens or COMPLETION_TOKENS
-        prompts = [self._text_ids(text, asked.suffix) for text in _prompts(asked.prompt)]
+        limit = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
+        if not limit and not asked.echo:
+            raise refused("max_tokens 0 tells nothing without echo", "max_tokens")
+        words = self.llm.tokenizer
+        prompts = [ids_of(words, it, asked.suffix) for it in prompts_of(asked.prompt)]
         fan: list[Request] = []
         sampling = self._sampling(asked)
         top = None if asked.logprobs in (None, False) else int(asked.logprobs)
+        echoes = asked.echo is True
         for prompt in prompts:
             self._require_room(prompt, limit, param="prompt")
             request = self._request(
@@ -124,13 +106,12 @@ class Asker:
                 asked,
                 client=client,
                 sampling=sampling,
-                max_tokens=limit,
+                max_tokens=max(1, limit),
                 adapter=adapter,
                 guided=False,
             )
-            fan += [
-                replace(request, sequence=index, top_logprobs=top) for index in range(asked.n or 1)
-            ]
+            request = replace(request, top_logprobs=top, prompt_logprobs=echoes and top is not None)
+            fan += [replace(request, sequence=index) for index in range(asked.n or 1)]
         stops = _stops(asked.stop)
 
         def tell() -> list[Telling]:
@@ -140,11 +121,13 @@ class Asker:
                     turns.stream(it.prompt_ids, continues_text=True),
                     self.llm.tokenizer,
                     stops=stops,
+                    prompt_ids=it.prompt_ids if it.prompt_logprobs else (),
+                    mute=not limit,
                 )
                 for it in fan
             ]
 
-        echo = [self.llm.tokenizer.decode(it.prompt_ids) for it in fan] if asked.echo else []
+        echo = [self.llm.tokenizer.decode(it.prompt_ids) for it in fan] if echoes else []
         return self._job(asked, fan, tell, model, logprobs=top is not None, echo=tuple(echo))
 
     def generate(self, asked: GenerateRequest, client: str = "") -> Job:
@@ -174,14 +157,14 @@ class Asker:
 
     def prompt(self, asked: ChatRequest, tools: Sequence[Object]) -> list[int]:
         """The ids of a conversation."""
-        messages = [_message(index, it) for index, it in enumerate(asked.messages)]
+        messages = [message_of(it, f"messages.{index}") for index, it in enumerate(asked.messages)]
         begun = ""
         if asked.continue_final_message:
             if messages[-1]["role"] != "assistant":
                 raise refused("there is no last message of the assistant to continue", "messages")
             begun = str(messages.pop()["content"])
         try:
-            ids = self.llm.chat_ids(messages, think=thinking(asked), tools=tools or None)
+            ids = self.llm.chat_ids(messages, think=thinks(asked), tools=tools or None)
             return [*ids, *self.llm.tokenizer.encode(begun, special=False)]
         except HalfbyteError as error:
             raise replace(failure_of(error), param="messages") from error
@@ -220,7 +203,7 @@ class Asker:
     def _structure(self, asked: ChatRequest, tools: Sequence[Object]) -> Structure | None:
         """What the answer must look like, if that was said."""
         schema = schema_of(asked.response_format)
-        forced = _forced(asked, tools)
+        forced = demanded(asked, tools)
         structures, dialect = self.llm.turns.structures, self.llm.turns.grammar.dialect
         if forced and dialect is None:
             raise refused("this model has no form for tool calls that is known here", "tool_choice")
@@ -232,30 +215,6 @@ class Asker:
         except HalfbyteError as error:
             param = "tools" if forced else "response_format"
             raise refused(f"{error.what} ({error.hint})", param, "invalid_schema") from error
-
-    def _text_ids(self, text: str | list[int], suffix: str | None) -> list[int]:
-        words = self.llm.tokenizer
-        if isinstance(text, list):
-            if suffix:
-                raise refused("suffix needs a prompt of text", "suffix")
-            if not text:
-                raise refused("the prompt is empty", "prompt")
-            return text
-        try:
-            if not suffix:
-                ids = self.llm.raw_ids(text)
-            else:
-                ids = _around(
-                    words.token_id, lambda it: words.encode(it, special=False), text, suffix
-                )
-                ids = words.with_bos(ids)
-        except HalfbyteError as error:
-            raise replace(failure_of(error), param="prompt") from error
-        if not ids:
-            raise refused(
-                "the prompt is empty, and this model's texts begin with no token", "prompt"
-            )
-        return ids
 
     def _require_room(
         self, prompt: Sequence[int], limit: int | None, param: str = "messages"
@@ -287,175 +246,5 @@ class Asker:
         )
 
 
-def thinking(asked: ChatRequest) -> bool | None:
-    """On, off, or as the template has it. Of several switches one that says off wins."""
-    kwargs = asked.chat_template_kwargs or {}
-    efforts = [asked.reasoning_effort, asked.reasoning and asked.reasoning.effort]
-    said: list[object] = [
-        asked.enable_thinking,
-        kwargs.get("enable_thinking"),
-        kwargs.get("thinking"),
-        asked.reasoning and asked.reasoning.enabled,
-        *(None if effort is None else effort != "none" for effort in efforts),
-        None if _budget(asked) is None else _budget(asked) != 0,
-    ]
-    switch = asked.thinking
-    if isinstance(switch, Thinking):
-        kinds = {"enabled": True, "disabled": False}
-        said.append(kinds.get(switch.type))
-    else:
-        said.append(switch)
-    known = [it for it in said if isinstance(it, bool)]
-    return all(known) if known else None
-
-
-def schema_of(given: Object | None) -> Mapping[str, Any] | None:
-    """The JSON schema of a response_format, in any of its spellings; None for text."""
-    match given:
-        case None | {"type": "text"}:
-            return None
-        case {"type": "json_object", "schema": dict() as schema}:
-            return cast(Object, schema)
-        case {"type": "json_object"}:
-            return ANY_OBJECT
-        case {"type": "json_schema"}:
-            return _schema_inside(given.get("json_schema", given.get("schema")))
-        case _:
-            raise refused(
-                "response_format.type is text, json_object or json_schema", "response_format"
-            )
-
-
-def _schema_inside(given: object) -> Mapping[str, Any]:
-    """The schema in OpenAI's wrapping, or bare, or either as a string of JSON."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError) as error:
-            raise refused(
-                f"the schema is not JSON: {error}", "response_format", "invalid_schema"
-            ) from error
-    match given:
-        case {"schema": dict() as schema}:
-            return cast(Object, schema)
-        case dict():
-            return cast(Object, given)
-        case _:
-            raise refused("response_format has no schema", "response_format", "invalid_schema")
-
-
-def _tools(asked: ChatRequest) -> list[Object]:
-    """The tools that are offered, in OpenAI's form; none where they may not be called."""
-    given = asked.tools or [{"type": "function", "function": it} for it in asked.functions or ()]
-    if (asked.tool_choice or asked.function_call) == "none":
-        return []
-    tools: list[Object] = []
-    for index, tool in enumerate(given):
-        function = tool.get("function", tool)
-        name = cast(Object, function).get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name:
-            raise refused(f"tools.{index} has no function with a name", f"tools.{index}")
-        whole = {"description": "", "parameters": NO_PARAMETERS, **cast(Object, function)}
-        tools.append({"type": "function", "function": whole})
-    return tools
-
-
-def _forced(asked: ChatRequest, tools: Sequence[Object]) -> list[Object]:
-    """The functions of which one must be called; none where that is not said."""
-    choice = asked.tool_choice or asked.function_call
-    functions: list[Object] = [tool["function"] for tool in tools]
-    if choice == "required":
-        return functions
-    if not isinstance(choice, dict):
-        return []
-    named = choice.get("function", choice)
-    name = cast(Object, named).get("name") if isinstance(named, dict) else None
-    found = [function for function in functions if function["name"] == name]
-    if not found:
-        raise refused(f"tool_choice names {name!r}, which is none of the tools", "tool_choice")
-    return found
-
-
-def _budget(asked: ChatRequest) -> int | None:
-    switch = asked.thinking if isinstance(asked.thinking, Thinking) else None
-    budgets = [
-        asked.thinking_budget,
-        asked.thinking_token_budget,
-        switch and switch.budget_tokens,
-        asked.reasoning and asked.reasoning.max_tokens,
-    ]
-    return next((it for it in budgets if it is not None and it >= 0), None)
-
-
-def _message(index: int, given: Message) -> Object:
-    """A message as templates read it."""
-    place = f"messages.{index}"
-    roles = {"developer": "system", "function": "tool"}
-    message: Object = {
-        "role": roles.get(given.role, given.role),
-        "content": text_of(given, place),
-    }
-    thought = given.reasoning_content or given.reasoning
-    for key, value in (
-        ("name", given.name),
-        ("tool_calls", given.tool_calls),
-        ("tool_call_id", given.tool_call_id),
-        ("reasoning_content", thought),
-    ):
-        if value:
-            message[key] = value
-    return message
-
-
-def text_of(given: Message, place: str) -> str:
-    """The text of a message's content."""
-    if isinstance(given.content, str) or given.content is None:
-        return given.content or ""
-    texts: list[str] = []
-    for index, part in enumerate(given.content):
-        if part.type not in ("text", "input_text", "output_text", "refusal"):
-            raise refused(
-                f"this model reads text only, not '{part.type[:40]}'", f"{place}.content.{index}"
-            )
-        texts.append(part.text or part.refusal or "")
-    return "\n".join(texts)
-
-
 def _stops(given: str | list[str] | None) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given or ())
-
-
-def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
-    """One prompt or several, each text or ids."""
-    if isinstance(given, str):
-        return [given]
-    if not given:
-        raise refused("the prompt is empty", "prompt")
-    if isinstance(given[0], int):
-        return [cast("list[int]", given)]
-    if len(given) > MAX_PROMPTS:
-        raise refused(f"{len(given)} prompts; at most {MAX_PROMPTS} at once", "prompt")
-    return cast("list[str | list[int]]", given)
-
-
-# Marks of the vocabularies that were trained to fill in the middle.
-_MIDDLES = (
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
-    ("<PRE>", "<SUF>", "<MID>"),
-)
-
-
-def _around(
-    token_id: Callable[[str], int | None],
-    encode: Callable[[str], list[int]],
-    before: str,
-    after: str,
-) -> list[int]:
-    """The prompt that asks for what stands between two texts."""
-    for marks in _MIDDLES:
-        found = [token_id(mark) for mark in marks]
-        if None not in found:
-            first, second, third = (cast(int, it) for it in found)
-            return [first, *encode(before), second, *encode(after), third]
-    raise refused("this model was not made to fill in the middle: it cannot use suffix", "suffix")

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halfbyte.serve.failure import Failure
-from halfbyte.serve.settings import Settings
+from halfbyte.serve.settings import MIN_BODY_RATE, Settings
 
 OPEN = frozenset({"/health", "/v1/health", "/livez", "/readyz"})
 PAGE = ("/", "/favicon.ico")  # and what lies under /page/: it has no secrets, and asks for the key
@@ -40,6 +40,7 @@ class Guard:
         self._keys = [key.encode() for key in settings.keys]
         own = set() if settings.is_public else LOCAL | {settings.host.lower()}
         self._hosts = frozenset({*own, *(host.lower() for host in settings.hosts)})
+        self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,6 +50,7 @@ class Guard:
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         reply = _Reply(send, self._cors(headers))
+        self._inside += 1
         try:
             answer = self._answer(scope, headers)
             bounded = _Body(receive, self._settings)
@@ -57,6 +59,7 @@ class Guard:
             if reply.status is None:
                 await respond(failure, scope)(scope, receive, reply)
         finally:
+            self._inside -= 1
             route = getattr(scope.get("route"), "path", None) or "none"
             self._log(route, reply.status or 499)
 
@@ -69,6 +72,7 @@ class Guard:
         if scope["method"] == "OPTIONS":
             return Response(status_code=204)
         self._check_key(scope, headers)
+        self._check_room()
         if int(_number(headers.get("content-length"))) > self._settings.body_bytes:
             raise self._too_large()
         if headers.get("content-encoding", "identity") != "identity":
@@ -116,6 +120,12 @@ class Guard:
                 headers={"www-authenticate": "Bearer"},
             )
 
+    def _check_room(self) -> None:
+        if self._inside > self._settings.connections:
+            raise Failure(
+                503, "too many requests are open", "overloaded", headers={"retry-after": "5"}
+            )
+
     def _is_open(self, scope: Scope) -> bool:
         path = scope["path"]
         if path in OPEN or (path == "/metrics" and not self._settings.is_public):
@@ -138,19 +148,21 @@ class Guard:
 
 
 class _Body:
-    """The body as it arrives, bounded in size and in time between its parts."""
+    """The body as it arrives, bounded in size, and in time by how much of it has come."""
 
     def __init__(self, receive: Receive, settings: Settings) -> None:
         self._receive = receive
         self._settings = settings
         self._size = 0
+        self._begun = asyncio.get_running_loop().time()
         self._complete = False
 
     async def __call__(self) -> Message:
         if self._complete:
             return await self._receive()
         try:
-            async with asyncio.timeout(self._settings.body_s):
+            allowed_s = self._settings.body_s + self._size / MIN_BODY_RATE
+            async with asyncio.timeout_at(self._begun + allowed_s):
                 message = await self._receive()
         except TimeoutError:
             raise Failure(408, "the body did not arrive in time") from None

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 import secrets
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from time import time
 from typing import Any
 
 from halfbyte import __version__
 from halfbyte.serve.answering import Object, frame
-from halfbyte.serve.asking import Job
 from halfbyte.serve.failure import Failure
+from halfbyte.serve.job import Job
 from halfbyte.serve.stream import Delta, TokenLogprob, Told
 from halfbyte.text.tools import ToolCall
 
@@ -127,24 +128,37 @@ class TextForm(_Completions):
     kind = "text_completion"
     prefix = "cmpl-"
 
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._echo = list(job.echo) or [""] * len(job.requests)
+        self._echoed: set[int] = set()
+
     def begin(self) -> Iterable[bytes]:
-        for index, text in enumerate(self._job.echo):
-            yield self._frame([self._choice(index, text, [])])
+        return ()
 
     def tell(self, index: int, delta: Delta, told: Told) -> Iterable[bytes]:
+        yield from self._prompt(index, told)
         if delta.text or delta.logprobs:
-            yield self._piece(self._choice(index, delta.text, delta.logprobs), delta, told)
+            before = len(self._echo[index]) + len(told.text) - len(delta.text)
+            choice = self._choice(index, delta.text, delta.logprobs, offset=before)
+            yield self._piece(choice, delta, told)
 
     def end(self, index: int, told: Told) -> Iterable[bytes]:
+        yield from self._prompt(index, told)
         yield self._frame([self._choice(index, "", [], told.reason)])
 
     def whole(self, told: list[Told]) -> Object:
-        echo = self._job.echo or ("",) * len(told)
         choices = [
-            self._choice(index, begun + it.text, it.logprobs, it.reason, len(begun))
-            for index, (begun, it) in enumerate(zip(echo, told, strict=True))
+            self._choice(index, begun + it.text, [*it.prompt, *it.logprobs], it.reason)
+            for index, (begun, it) in enumerate(zip(self._echo, told, strict=True))
         ]
         return self._document(choices, told)
+
+    def _prompt(self, index: int, told: Told) -> Iterable[bytes]:
+        """The prompt before the answer: its probabilities come with the first token."""
+        if self._job.echo and index not in self._echoed:
+            self._echoed.add(index)
+            yield self._frame([self._choice(index, self._echo[index], told.prompt)])
 
     def _choice(
         self,
@@ -224,14 +238,19 @@ def _logprob(it: TokenLogprob) -> Object:
 
 
 def _text_logprobs(given: Sequence[TokenLogprob], offset: int) -> Object:
-    """The older form: a list for every property."""
+    """The older form: a list for every property. A token that ends within a character counts as
+    none; so does one that is no text."""
+    decoder = getincrementaldecoder("utf-8")(errors="replace")
     offsets: list[int] = []
     for it in given:
         offsets.append(offset)
-        offset += len(it.token)
+        offset += len(decoder.decode(it.data))
     return {
         "tokens": [it.token for it in given],
         "token_logprobs": [it.logprob for it in given],
-        "top_logprobs": [{token: value for token, _, value in it.top} for it in given],
+        "top_logprobs": [
+            None if it.logprob is None else {token: value for token, _, value in it.top}
+            for it in given
+        ],
         "text_offset": offsets,
     }

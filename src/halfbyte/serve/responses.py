@@ -12,8 +12,10 @@ from time import time
 from typing import Any, cast
 
 from halfbyte.serve.answering import Object, frame
-from halfbyte.serve.asking import Asker, Job, text_of
+from halfbyte.serve.asking import Asker
+from halfbyte.serve.conversation import text_of
 from halfbyte.serve.failure import Failure, refused
+from halfbyte.serve.job import Job
 from halfbyte.serve.openai import call_of, usage
 from halfbyte.serve.stream import Delta, Told
 from halfbyte.serve.wire import ChatRequest, Message, Part, Reasoning, ResponsesRequest

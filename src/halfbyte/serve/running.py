@@ -1,8 +1,9 @@
 """A server from its first connection to its last: uvicorn with h11, and how it ends.
 
 h11 bounds the head of a request, which the faster parser does not. A connection that does not get
-its head across in time is closed. The first SIGTERM or Ctrl-C lets nobody in any more and waits for
-those who are in; the second ends at once.
+its head across in time is closed, and at once where there are too many: those who dawdle keep
+nobody out. The first SIGTERM or Ctrl-C lets nobody in any more and waits for those who are in; the
+second ends at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -58,11 +60,38 @@ def configured(service: Service) -> uvicorn.Config:
 
 
 class Impatient(H11Protocol):
-    """Closes a connection that has not sent the head of its first request in time."""
+    """Closes a connection that has not sent the head of its first request in time.
+
+    Beyond the bound of connections the one that has had nothing to do for longest goes, for the
+    newest. Where all are being answered nobody goes: the guard says 503 then.
+    """
+
+    _since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # uvicorn's own answer is no JSON, and hits whoever asks next.
+        most, self.limit_concurrency = self.limit_concurrency, None
+        self._since = self.loop.time()
         self.loop.call_later(HEAD_S, self._hurry)
+        if most is not None and len(self.connections) > most:
+            self._make_room()
+
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for an answer here."""
+        closing = self.transport.is_closing()
+        return not closing and (not self.cycle or self.cycle.response_complete)
+
+    def _make_room(self) -> None:
+        others = [cast(Impatient, it) for it in self.connections if it is not self]
+        idle = [it for it in others if it.idle]
+        if idle:
+            min(idle, key=lambda it: it._since).transport.abort()
 
     def _hurry(self) -> None:
         if not self.scope and not self.transport.is_closing():
@@ -106,6 +135,10 @@ class Server(uvicorn.Server):
         service.close()
         self.should_exit = True
 
+    def _port(self) -> int:
+        """Where it listens; of port 0 the one that was free."""
+        return self.servers[0].sockets[0].getsockname()[1]
+
     def _loaded(self) -> None:
         if self._service.error is not None:
             self.should_exit = True
@@ -114,7 +147,7 @@ class Server(uvicorn.Server):
         for note in llm.notes:
             self._talk(note)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"http://{host}:{settings.port}"
+        address = f"http://{host}:{self._port()}"
         self._talk(
             f"{self._service.name}: {self._service.parallel} at once, "
             f"{llm.context} tokens each, {llm.decoder.ops.name} ops"

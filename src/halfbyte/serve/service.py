@@ -69,7 +69,7 @@ class Service:
             waiting=self.settings.waiting,
             request_s=self.settings.request_s,
         )
-        self._clerk = Clerk(self._desk, self.metrics)
+        self._clerk = Clerk(self.metrics)
         self._asker = Asker(llm, self.name, strict=self.settings.strict_model)
         self.state = "ready"
 

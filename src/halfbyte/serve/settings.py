@@ -16,7 +16,8 @@ class Settings:
 
     `keys`: of these a request must show one; none: everybody may. `hosts`: names by which the
     server may be called, beside its own. `origins`: web pages of other origins that may call it.
-    `waiting` requests may queue. Sizes in bytes, times in seconds.
+    `waiting` requests may queue; of more `connections` than that, those without a request go.
+    Sizes in bytes, times in seconds; `body_s` is how long a body may take beyond its size.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +48,7 @@ class Settings:
 
 # Not settings: no client of the kinds served here needs more.
 MAX_HEADER_BYTES = 2**16
+MIN_BODY_RATE = 2**14  # bytes a second, after the first `body_s`
 MAX_DEPTH = 64
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128

@@ -1,12 +1,13 @@
 """Server-sent events as an ASGI response: own bytes, comments while idle, an end when nobody reads.
 
-A client that leaves is noticed at once, and whatever made the frames is closed.
+A client that leaves is noticed at once, and whatever made the frames is closed, or told that it
+need not begin.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
 from starlette.types import Receive, Scope, Send
@@ -20,11 +21,21 @@ HEADERS = (
 
 
 class EventStream:
-    """Sends frames as they come, and a comment after every `ping_s` without one."""
+    """Sends frames as they come, and a comment after every `ping_s` without one.
 
-    def __init__(self, frames: AsyncGenerator[bytes], *, ping_s: float) -> None:
+    `left` is called at the end, also where no frame was ever asked for.
+    """
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes],
+        *,
+        ping_s: float,
+        left: Callable[[], None] = lambda: None,
+    ) -> None:
         self._frames = frames
         self._ping_s = ping_s
+        self._left = left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         left = asyncio.ensure_future(departure(receive))
@@ -36,6 +47,7 @@ class EventStream:
         finally:
             left.cancel()
             await self._frames.aclose()
+            self._left()
 
     async def _send(self, left: asyncio.Future[None], send: Send) -> None:
         coming: asyncio.Future[bytes] | None = None

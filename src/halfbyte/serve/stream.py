@@ -20,11 +20,12 @@ Reason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's string and bytes, its log-probability, and the likeliest tokens' with theirs."""
+    """A token's string, its bytes of the text, its log-probability, and the likeliest tokens with
+    theirs. The first token of a prompt has no probability."""
 
     token: str
     data: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, bytes, float], ...] = ()
 
 
@@ -44,12 +45,16 @@ class Delta:
 
 @dataclass(slots=True)
 class Told:
-    """Everything told of one answer, and how it ended; `stop`: by which stop string, if by one."""
+    """Everything told of one answer, and how it ended; `stop`: by which stop string, if by one.
+
+    `prompt`: the prompt's own tokens, if their probabilities were wanted.
+    """
 
     text: str = ""
     thought: str = ""
     calls: list[ToolCall] = field(default_factory=list[ToolCall])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    prompt: tuple[TokenLogprob, ...] = ()
     reason: Reason | None = None
     stop: str | None = None
     tokens: int = 0
@@ -67,7 +72,8 @@ class Told:
 
 
 class Telling:
-    """Tells one answer. `single_call`: it ends after a call."""
+    """Tells one answer. `single_call`: it ends after a call. `prompt_ids` are named with their
+    probabilities, where those come; `mute`: nothing else is told."""
 
     def __init__(
         self,
@@ -76,11 +82,15 @@ class Telling:
         *,
         stops: Sequence[str] = (),
         single_call: bool = False,
+        prompt_ids: Sequence[int] = (),
+        mute: bool = False,
     ) -> None:
         self._answer = answer
         self._tokenizer = tokenizer
         self._stops = Stops(stops)
         self._single_call = single_call
+        self._prompt_ids = prompt_ids
+        self._mute = mute
         self._logprobs: list[TokenLogprob] = []
         self._drafted: list[bool] = []
         self.told = Told()
@@ -93,6 +103,11 @@ class Telling:
     def push(self, event: Event) -> Iterator[Delta]:
         """What an event tells. The last one ends the answer, if a stop string has not."""
         if self.ended:
+            return
+        if self._prompt_ids and not self.told.prompt:
+            self.told.prompt = self._prompt(event.prompt_logprobs)
+        if self._mute:
+            self._end("length")
             return
         if event.token_id is not None:
             self._count(event)
@@ -146,9 +161,17 @@ class Telling:
     def _end(self, reason: Reason) -> None:
         self.told.reason = "tool_calls" if self.told.calls else reason
 
+    def _prompt(self, found: Sequence[Logprobs]) -> tuple[TokenLogprob, ...]:
+        first, *others = self._prompt_ids
+        begin = TokenLogprob(
+            self._word(first)[0], self._tokenizer.token_bytes(first, skip_special=True), None
+        )
+        return (begin, *(self._named(*it) for it in zip(others, found, strict=True)))
+
     def _named(self, token_id: int, found: Logprobs) -> TokenLogprob:
         top = tuple((*self._word(index), logprob) for index, logprob in found.top)
-        return TokenLogprob(*self._word(token_id), found.logprob, top)
+        data = self._tokenizer.token_bytes(token_id, skip_special=True)
+        return TokenLogprob(self._word(token_id)[0], data, found.logprob, top)
 
     def _word(self, token_id: int) -> tuple[str, bytes]:
         data = self._tokenizer.token_bytes(token_id, skip_special=False)

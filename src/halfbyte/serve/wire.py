@@ -153,6 +153,9 @@ class CompletionRequest(Generating):
     """POST /v1/completions"""
 
     prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="0: only the prompt is told, with echo."
+    )
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | bool | None = None

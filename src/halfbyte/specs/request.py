@@ -68,8 +68,10 @@ class Request:
     `max_tokens` None means: to the end of the context. `sequence` tells apart several completions
     of one prompt with one seed (0, 1, ...): it goes into the noise of sampling. `adapter` is the
     name of a loaded adapter, None for the model as it is. `top_logprobs`: how many of the likeliest
-    tokens to tell beside each that is chosen; None: not even its own probability. `guide` rules out
-    tokens. `client` is whom the request comes from: of several, none waits for all of another's.
+    tokens to tell beside each that is chosen; None: not even its own probability.
+    `prompt_logprobs`: the same of every id of the prompt but the first, all of which is computed
+    for that. `guide` rules out tokens. `client` is whom the request comes from: of several, none
+    waits for all of another's.
     """
 
     prompt_ids: tuple[int, ...]
@@ -79,6 +81,7 @@ class Request:
     sequence: int = 0
     adapter: str | None = None
     top_logprobs: int | None = None
+    prompt_logprobs: bool = False
     guide: Guide | None = None
     client: str = ""
 
