@@ -133,6 +133,22 @@ def test_errors_in_anthropics_words(served: Served):
     assert "maximum context length is 1024" in reply.json["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": []}],
+        [{"role": "assistant", "content": [
+            {"type": "tool_use", "id": "a", "name": "f", "input": {}} for _ in range(200)]}],
+        [{"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "a"} for _ in range(3000)]}],
+    ],
+)  # fmt: skip
+def test_what_becomes_no_valid_conversation_is_refused(served: Served, messages):
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        reply = served.post(path, messages=messages, max_tokens=1)
+        assert reply.status == 400 and "List should have" in reply.json["error"]["message"]
+
+
 def test_a_response_is_what_a_chat_completion_says(served: Served):
     chat = served.chat("Who are you?", **GO_ON)
     asked = {"temperature": 0.0, "max_output_tokens": 24}

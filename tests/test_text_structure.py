@@ -220,6 +220,40 @@ def test_calls_in_gemmas_dialect(text, fits):
         assert accepts(twice, text + text, special=True)
 
 
+@pytest.mark.parametrize("required", [[], ["b"], ["a", "c"], ["a", "b", "c"], "b", 5])
+def test_what_is_not_required_may_be_left_out(required):
+    """Every choice of properties, in their order; what is no list of names requires nothing."""
+    properties = {name: {"type": "boolean"} for name in "abc"}
+    schema = {"type": "object", "properties": properties, "required": required}
+    tools = [{"name": "f", "parameters": schema}]
+    needed = set(required) if isinstance(required, list) else set()
+    for number in range(8):
+        chosen = [name for place, name in enumerate("abc") if number >> place & 1]
+        inside = ",".join(f"{name}:true" for name in chosen)
+        structure = structures().of_calls(tools, GEMMA, several=False)
+        text = f"<|tool_call>call:f{{{inside}}}<tool_call|>"
+        assert accepts(structure, text, special=True) == (needed <= set(chosen)), text
+    structure = structures().of_calls(tools, GEMMA, several=False)
+    assert not accepts(structure, "<|tool_call>call:f{c:true,a:true}<tool_call|>", special=True)
+
+
+def test_a_grammar_grows_with_its_schema_and_no_faster():
+    def length(schema: object) -> int:
+        tools = [{"name": "f", "parameters": schema}]
+        return len(grammar_of_calls(tools, GEMMA, lambda _: True, several=False))
+
+    def wide(count: int, inner: object) -> dict[str, object]:
+        return {"type": "object", "properties": {f"p{index}": inner for index in range(count)}}
+
+    def deep(depth: int) -> object:
+        properties = {f"p{index}": {} for index in range(7)}
+        inner = {"type": "array", "items": deep(depth - 1)} if depth else {}
+        return {"type": "object", "properties": {**properties, "more": inner}}
+
+    assert length(wide(2000, {})) < 12 * length(wide(200, {}))
+    assert length(deep(4)) < 6 * length(deep(1))
+
+
 @pytest.mark.parametrize(
     ("dialect", "text"),
     [

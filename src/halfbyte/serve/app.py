@@ -29,7 +29,7 @@ from halfbyte.serve.openapi import document_of
 from halfbyte.serve.page import files
 from halfbyte.serve.service import Service
 from halfbyte.serve.sse import EventStream, departure
-from halfbyte.serve.wire import read
+from halfbyte.serve.wire import read, refusing
 
 Asked = TypeVar("Asked", bound=wire.Wire)
 Endpoint = Callable[[Request], Awaitable[Response | EventStream]]
@@ -137,7 +137,8 @@ async def _job(request: Request, form: type[Asked], make: MakeJob) -> tuple[Job,
 
     def work() -> tuple[Job, Asked]:
         asked = read(form, body)
-        return make(asked, _client(request)), asked
+        with refusing():
+            return make(asked, _client(request)), asked
 
     return await run_in_threadpool(work)
 
@@ -149,7 +150,12 @@ def _looking(
 
     async def endpoint(request: Request) -> Response:
         body = await request.body()
-        return JSONResponse(await run_in_threadpool(lambda: look(service, read(form, body))))
+
+        def work() -> Any:
+            with refusing():
+                return look(service, read(form, body))
+
+        return JSONResponse(await run_in_threadpool(work))
 
     return endpoint
 

@@ -7,6 +7,7 @@ Fields in which clients differ meet here; the widest of them have files of their
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import SystemRandom
@@ -35,6 +36,7 @@ from halfbyte.specs import Request, SamplingParams
 from halfbyte.text.structure import Structure
 
 COMPLETION_TOKENS = 16  # what OpenAI's text completions stop at where nothing is said
+TOKEN_ID = re.compile("[0-9]{1,9}")
 KNOBS = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -193,7 +195,7 @@ class Asker:
         )
 
     def _bias(self, given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-        wrong = [token for token in given if not token.isascii() or not token.isdigit()]
+        wrong = [token for token in given if not TOKEN_ID.fullmatch(token)]
         ids = {int(token): value for token, value in given.items() if token not in wrong}
         wrong += [str(token) for token in ids if token >= self.llm.spec.vocab]
         if wrong:

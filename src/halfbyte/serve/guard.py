@@ -218,4 +218,5 @@ def _host(header: str) -> str:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else 0
+    """Of decimal digits, of which a few are enough to be too large; 0 for what is no number."""
+    return int(text[:20]) if text is not None and text.isascii() and text.isdigit() else 0

@@ -10,7 +10,9 @@ and vLLM send and accept.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import isfinite
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -246,15 +248,22 @@ class ResponsesRequest(Sampled):
 
 def read(form: type[Form], body: bytes) -> Form:
     """A request from its body. Raises `Failure` (400), naming the field."""
+    with refusing():
+        return form.model_validate(parse(body))
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What is not valid inside is refused, naming the field: also what one form makes of another,
+    which may be valid in its own words and not in those."""
     try:
-        found = form.model_validate(parse(body))
+        yield
     except ValidationError as error:
         raise _refusal(error) from error
-    return found
 
 
 def parse(body: bytes) -> Object:
-    """A JSON object, of bounded depth, without numbers that are none."""
+    """A JSON object, of bounded depth, without numbers and texts that are none."""
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -272,11 +281,13 @@ def parse(body: bytes) -> Object:
 def _inside(value: object) -> list[object]:
     match value:
         case dict():
-            return [*cast(Object, value).values()]
+            return [*cast(Object, value), *cast(Object, value).values()]
         case list():
             return cast("list[object]", value)
         case str() if not _whole(value):
             raise refused("a text has half a character (a lone surrogate)", code="invalid_json")
+        case float() if not isfinite(value):
+            raise refused("a number is too large", code="invalid_json")
         case _:
             return []
 

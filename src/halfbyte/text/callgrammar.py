@@ -70,11 +70,27 @@ def _json(index: int, tool: Schema, dialect: Dialect) -> list[str]:
 
 
 def _gemma(index: int, tool: Schema) -> list[str]:
-    value = _value(tool.get("parameters") or ANY, 0)
-    return [f'call_{index}: "call:" {json.dumps(tool["name"])} {value}']
+    rules = _Rules(f"args_{index}")
+    value = _value(tool.get("parameters") or ANY, rules, 0)
+    return [f'call_{index}: "call:" {json.dumps(tool["name"])} {value}', *rules.lines]
 
 
-def _value(schema: object, depth: int) -> str:
+class _Rules:
+    """Rules of a tool's own. An expression that is used twice is a rule, so a grammar is no longer
+    than a multiple of its schema."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.lines: list[str] = []
+
+    def add(self, expression: str) -> str:
+        """Its name."""
+        name = f"{self._prefix}_{len(self.lines)}"
+        self.lines.append(f"{name}: {expression}")
+        return name
+
+
+def _value(schema: object, rules: _Rules, depth: int) -> str:
     """What may stand for a value, as an expression."""
     if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
         return "any_value"
@@ -96,36 +112,36 @@ def _value(schema: object, depth: int) -> str:
         case "null":
             return '"null"'
         case "array":
-            item = _value(found.get("items"), depth + 1)
+            item = rules.add(_value(found.get("items"), rules, depth + 1))
             return f'("[" [{item} ("," {item})*] "]")'
         case "object":
-            return _map(found, depth)
+            return _map(found, rules, depth)
         case _:
             return "any_value"
 
 
-def _map(schema: Schema, depth: int) -> str:
+def _map(schema: Schema, rules: _Rules, depth: int) -> str:
     given = schema.get("properties")
     properties = cast("dict[str, object]", given) if isinstance(given, dict) else {}
     if not properties or not all(map(PLAIN_KEY.fullmatch, properties)):
         return "any_map"
-    required = cast("list[object]", schema.get("required") or [])
-    pairs = {name: f'"{name}:" {_value(it, depth + 1)}' for name, it in properties.items()}
-    return f'("{{" {_listed([(pairs[name], name in required) for name in pairs])} "}}")'
+    told = schema.get("required")
+    required = cast("list[object]", told) if isinstance(told, list) else []
+    pairs = [
+        (rules.add(f'"{name}:" {_value(it, rules, depth + 1)}'), name in required)
+        for name, it in properties.items()
+    ]
+    return f'("{{" {_listed(pairs, rules)} "}}")'
 
 
-def _listed(items: Sequence[tuple[str, bool]]) -> str:
-    """Items in their order with commas between; those that are not required may be missing.
-
-    Grows with the square of their number: for each item that may come first, what follows it.
-    """
-    ways: list[str] = []
-    for first, (item, needed) in enumerate(items):
-        rest = "".join(f' "," {it}' if must else f' ("," {it})?' for it, must in items[first + 1 :])
-        ways.append(f"{item}{rest}")
-        if needed:
-            return "(" + " | ".join(ways) + ")"
-    return "(" + " | ".join(ways) + ")?"
+def _listed(items: Sequence[tuple[str, bool]], rules: _Rules) -> str:
+    """Items in their order with commas between; those that are not required may be missing."""
+    begun = after = ""  # from an item on: with nothing before it, and with something
+    for item, needed in reversed(items):
+        first = f"{item} {after}"
+        begun = rules.add(first if needed or not begun else f"{first} | {begun}")
+        after = rules.add(f'"," {item} {after}' if needed else f'("," {item})? {after}')
+    return begun if any(needed for _, needed in items) else f"({begun})?"
 
 
 def _literal(value: object) -> str:

@@ -20,13 +20,14 @@ def prepared(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     they are.
     """
     ready: list[dict[str, Any]] = []
-    names: dict[object, object] = {}
+    names: dict[str, object] = {}
     for index, message in enumerate(messages):
         copy = dict(message)
         if copy.get("tool_calls"):
             copy["tool_calls"] = [_call(index, call) for call in copy["tool_calls"]]
-            names |= {call.get("id"): _function(call).get("name") for call in copy["tool_calls"]}
-        called = names.get(copy.get("tool_call_id"))
+            for call in copy["tool_calls"]:
+                names[str(call.get("id"))] = _function(call).get("name")
+        called = names.get(str(copy.get("tool_call_id")))
         if copy.get("role") == "tool" and called is not None:
             copy.setdefault("name", called)
         ready.append(copy)
