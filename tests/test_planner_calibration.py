@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 from commandline import Halfbyte
 
+from halfbyte.formats.checkpoint import Pieces, read
+from halfbyte.formats.reference import demo_path
 from halfbyte.kernels.cpu import instruction_set
 from halfbyte.planner.calibration import (
     DEFAULT,
     EMPTY,
     LATEST,
     MIB,
-    TEXT_BYTES,
     measurement,
     place,
     read_store,
     remember,
+    text_bytes,
 )
 
 native = pytest.mark.skipif(instruction_set() is None, reason="no native kernels here")
@@ -50,8 +52,18 @@ def test_a_plan_takes_the_median_of_what_was_measured() -> None:
     assert found.process_bytes == 2 * MIB
     assert found.bandwidth == 3e10
     assert found.source == "measured on this machine, 2026-02-03"
-    assert found.text(1000) == (900_000, f"; {found.source}")
-    assert found.text(2000) == (2000 * TEXT_BYTES, "")  # a small one says nothing of a large one
+    assert found.text(Pieces(1000)) == (900_000, f"; {found.source}")
+    large = Pieces(2000)  # of which a small one says nothing
+    assert found.text(large) == (text_bytes(large), "")
+
+
+def test_a_tokenizer_is_as_large_as_its_header_says() -> None:
+    known = read(demo_path()).pieces
+    assert known == Pieces(8192, 7608, parsed=True)
+    assert text_bytes(Pieces(8192, 0, parsed=True)) < text_bytes(known)
+    # One of scores has two merges for every piece; a JSON document leaves something behind.
+    assert text_bytes(Pieces(8192, parsed=True)) == text_bytes(Pieces(8192, 2 * 8192, parsed=True))
+    assert text_bytes(Pieces(8192)) > text_bytes(known)
 
 
 def test_machines_and_op_sets_are_kept_apart() -> None:

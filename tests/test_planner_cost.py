@@ -11,6 +11,7 @@ from published import PUBLISHED
 
 from halfbyte.errors import DoesNotFitError, InvalidInputError
 from halfbyte.families import spec_of
+from halfbyte.families.gemma4_assistant import drafter_for
 from halfbyte.formats.checkpoint import read
 from halfbyte.formats.reference import demo_path
 from halfbyte.kernels.contract import KVLayout
@@ -18,7 +19,7 @@ from halfbyte.kernels.cpu import CPUOps, instruction_set
 from halfbyte.models.load import load
 from halfbyte.planner.cards import card
 from halfbyte.planner.cost import cache, ledger, weights
-from halfbyte.planner.runtimes import ReferenceRuntime, runtime_of
+from halfbyte.planner.runtimes import Companion, ReferenceRuntime, runtime_of
 from halfbyte.planner.solve import Goal, Model, schemes_of, solve
 from halfbyte.specs import KVType, Machine, ModelSpec, Setup, plan_of
 
@@ -37,13 +38,17 @@ def demo() -> Model:
 
 
 @native
-def test_weights_are_what_is_stored_and_what_is_packed() -> None:
-    model = demo()
-    runtime = runtime_of("cpu", model.spec, model.schemes)
-    rows = list(weights(model.spec, model.schemes, runtime))
+@pytest.mark.parametrize("model_path", ["demo", "tiny_gemma4", "stories260k"])
+def test_weights_are_what_is_stored_and_what_is_packed(
+    model_path: str, request: pytest.FixtureRequest
+) -> None:
+    path = demo_path() if model_path == "demo" else request.getfixturevalue(model_path)
+    source = read(path)
+    runtime = runtime_of("cpu", source.spec, source.schemes)
+    rows = list(weights(source.spec, source.schemes, runtime))
     ops = CPUOps(threads=1)
-    load(read(demo_path()), ops)
-    stored = sum(q.nbytes for _, q in read(demo_path()).tensors())
+    load(source, ops)
+    stored = sum(tensor.nbytes for _, tensor in source.tensors())
     assert sum(row.bytes for row in rows if row.component != "weights.layout") == stored
     assert sum(row.bytes for row in rows) == ops.packed_bytes
 
@@ -77,6 +82,7 @@ def test_cells_take_what_is_planned(kind: KVType, head_dim: int) -> None:
     [
         ("gemma4-e2b", 12_288, 6_144, 512),
         ("gemma4-e4b", 40_960, 16_384, 512),
+        ("gemma4-12b", 327_680, 16_384, 1024),
         ("gemma4-26b-a4b", 204_800, 20_480, 1024),
         ("gemma4-31b", 819_200, 81_920, 1024),
         ("gemma3-12b", 327_680, 65_536, 1024),
@@ -115,9 +121,26 @@ def test_more_context_never_costs_less(low: int, more: int, kv: KVType) -> None:
 BUDGETS = [n * 2**30 // 4 for n in range(2, 24)]
 
 
-def test_a_larger_budget_never_yields_a_worse_plan_and_every_plan_fits_its_budget() -> None:
-    model = Model(name="x", spec=spec("llama-3.2-1b"), schemes={}, quantized=False)
-    order = ["bf16", "q8_0", "q4_0", "q4_0-pure"]
+def companion(target: ModelSpec) -> Companion:
+    reads = [len(target.layers) - 2, len(target.layers) - 1]
+    its = drafter_for(target, reads=reads, hidden=512, width=2048)
+    return Companion(name="its drafter", spec=its, schemes=schemes_of(its, "q8_0"))
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+def test_a_larger_budget_never_yields_a_worse_plan_and_every_plan_fits_its_budget(
+    drafted: bool,
+) -> None:
+    its = spec("llama-3.2-1b")
+    drafter = companion(its) if drafted else None
+    model = Model(name="x", spec=its, schemes={}, quantized=False, drafter=drafter)
+    # Drafting is given up before a smaller cache, and that before a recipe of fewer bits.
+    order = [
+        (recipe, kv, on)
+        for recipe in ("bf16", "q8_0", "q4_0", "q4_0-pure")
+        for kv in ("bf16", "q8_0")
+        for on in (True, False)
+    ]
     best = (False, 0, 0)
     for budget in BUDGETS:
         try:
@@ -128,11 +151,13 @@ def test_a_larger_budget_never_yields_a_worse_plan_and_every_plan_fits_its_budge
         assert plan.fits
         assert plan.total_bytes == sum(row.bytes for row in plan.rows)
         setup = plan.setup
+        assert (setup.drafter is not None) is (drafted and setup.draft > 0)
         reaches = setup.context >= 8192
-        quality = -2 * order.index(setup.recipe or "") - (setup.kv != "bf16") if reaches else 0
-        this = (reaches, quality, setup.context)
+        way = (setup.recipe or "", setup.kv, setup.draft > 0 or not drafted)
+        this = (reaches, -order.index(way) if reaches else 0, setup.context)
         assert this >= best
         best = this
+    assert best[1] == 0  # with memory enough: the most faithful way, with its drafter
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,20 @@ FILE_TYPES = {
     "bf16": 32,
 }
 # Where a tokenizer is, in a directory and in a GGUF.
-TOKENIZER, TOKENS = "tokenizer.json", "tokenizer.ggml.tokens"
+TOKENIZER, TOKENS, MERGES = "tokenizer.json", "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 # What the name of a tensor of another modality says, the first that does.
 OTHER_PARTS = {"audio": "audio", "vision": "vision", "multi_modal": "vision", "visual": "vision"}
 FROZEN = 1e30  # the stored divisor of a pair that does not rotate
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """How large a tokenizer is, as far as headers say: `merges` None where it has scores instead;
+    `parsed` is whether its strings came with the header."""
+
+    tokens: int
+    merges: int | None = None
+    parsed: bool = False
 
 
 class Source(Protocol):
@@ -143,15 +153,15 @@ class Entry:
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The `Source` of files on disk. `unused_bytes` are what a text model has no use for, by name;
-    `decoded`: which matrices are f32 here though they are quantized, and why; `has_text`: there is
-    a tokenizer, which is read when it is first asked for."""
+    `decoded`: which matrices are f32 here though they are quantized, and why; `pieces`: of the
+    tokenizer, which is read when it is first asked for, None without one."""
 
     path: Path
     spec: ModelSpec
     entries: Mapping[str, Entry]
     unused_bytes: Mapping[str, int]
     load_assets: Callable[[], TextAssets | None]
-    has_text: bool
+    pieces: Pieces | None
     decoded: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -269,7 +279,7 @@ def _read_directory(path: Path) -> Checkpoint:
         entries=entries,
         unused_bytes={name: _stored_bytes(files[name], name) for name in sorted(unused)},
         load_assets=lambda: _assets_of_directory(path, spec.vocab),
-        has_text=(path / TOKENIZER).is_file(),
+        pieces=Pieces(spec.vocab) if (path / TOKENIZER).is_file() else None,
         decoded=decoded(files, located),
     )
 
@@ -294,8 +304,15 @@ def _read_gguf(path: Path) -> Checkpoint:
         entries=entries,
         unused_bytes={name: _stored_bytes(model.places[name], name) for name in sorted(unused)},
         load_assets=lambda: _assets_of_metadata(model.metadata),
-        has_text=TOKENS in model.metadata,
+        pieces=_pieces(model.metadata),
     )
+
+
+def _pieces(metadata: Mapping[str, Any]) -> Pieces | None:
+    tokens, merges = metadata.get(TOKENS), metadata.get(MERGES)
+    if not isinstance(tokens, list):
+        return None
+    return Pieces(len(tokens), len(merges) if isinstance(merges, list) else None, parsed=True)
 
 
 def _stored_bytes(file: TensorFile, name: str) -> int:

@@ -18,12 +18,15 @@ from typing import Any, cast
 
 from halfbyte import __version__, env
 from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.checkpoint import Pieces
 
 SCHEMA = "halfbyte.calibration/1"
 LATEST = 16  # measurements that are kept of one machine and op set
 MIB = 2**20
-# What one entry of a vocabulary takes in the tokenizer's tables: 680 to 990 bytes were measured.
-TEXT_BYTES = 750
+# What a tokenizer takes: its library, each token, each merge. Pieces with scores make two merges
+# each; what a JSON document leaves behind is counted by the token.
+LIBRARY_BYTES, TOKEN_BYTES, MERGE_BYTES, JSON_BYTES = 2 * MIB, 250, 200, 250
+MERGES_OF_SCORES = 2
 # Threads, arenas and what the first steps allocate once.
 PROCESS_BYTES = 6 * MIB
 # Beyond these a measurement was disturbed.
@@ -51,12 +54,21 @@ class Calibration:
         """The source as the end of a row's note."""
         return f"; {self.source}" if self.source else ""
 
-    def text(self, vocab: int) -> tuple[int, str]:
-        """Bytes of a tokenizer of so many tokens, and the end of its row's note. A small one says
-        nothing of a large one."""
-        if vocab in self.texts:
-            return self.texts[vocab], self.noted
-        return TEXT_BYTES * vocab, ""
+    def text(self, pieces: Pieces) -> tuple[int, str]:
+        """Bytes of a tokenizer, and the end of its row's note. A small one says nothing of a large
+        one."""
+        if pieces.tokens in self.texts:
+            return self.texts[pieces.tokens], self.noted
+        return text_bytes(pieces), ""
+
+
+def text_bytes(pieces: Pieces) -> int:
+    """Within 5 MiB of what GPT-2's, Qwen 2's, Phi 3's and our own tokenizers took."""
+    tokens, merges = pieces.tokens, pieces.merges
+    if not pieces.parsed:
+        return LIBRARY_BYTES + (TOKEN_BYTES + MERGE_BYTES + JSON_BYTES) * tokens
+    merges = MERGES_OF_SCORES * tokens if merges is None else merges
+    return LIBRARY_BYTES + TOKEN_BYTES * tokens + MERGE_BYTES * merges
 
 
 DEFAULT = Calibration()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from halfbyte.formats.checkpoint import Pieces
 from halfbyte.kernels.contract import KVLayout
 from halfbyte.models.cache import shape_for
 from halfbyte.models.load import TOKENS
@@ -35,15 +36,15 @@ def ledger(
     setup: Setup,
     runtime: Runtime,
     *,
-    tokenizer: bool = True,
+    pieces: Pieces | None = None,
     drafter: Companion | None = None,
     calibration: Calibration = DEFAULT,
 ) -> tuple[Row, ...]:
     """Every row of a model's plan: weights, cache, activations, and what runs them.
 
-    Adapters are those of the setup, which the runtime was made with.
+    Adapters are those of the setup, which the runtime was made with; `pieces` are the tokenizer's.
     """
-    text, source = calibration.text(spec.vocab) if tokenizer else (0, "")
+    text, source = (0, "") if pieces is None else calibration.text(pieces)
     return (
         *weights(spec, schemes, runtime),
         *adapters(setup, runtime),
@@ -54,7 +55,7 @@ def ledger(
             component="runtime.text",
             bytes=text,
             basis="calibrated",
-            note=f"a tokenizer of {spec.vocab} tokens{source}",
+            note=f"a tokenizer of {pieces.tokens} tokens{source}" if pieces else "no tokenizer",
         ),
         *runtime.overhead(calibration),
     )

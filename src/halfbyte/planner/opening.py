@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import DoesNotFitError, HalfbyteError, InvalidInputError
 from halfbyte.families import spec_of
-from halfbyte.formats.checkpoint import Checkpoint, Source, read
+from halfbyte.formats.checkpoint import Checkpoint, Pieces, Source, read
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.reference import drafter_beside, locate_outline
 from halfbyte.planner.calibration import EMPTY, Store
@@ -27,6 +27,7 @@ from halfbyte.specs import (
 
 if TYPE_CHECKING:
     from halfbyte.formats.lora import Adapter
+    from halfbyte.text.assets import TextAssets
 
 CONFIG = "config.json"
 STORED = ("weights.", "drafter.weights.")
@@ -78,7 +79,7 @@ def _alone(reference: str) -> Model:
     if config.name == CONFIG and config.is_file() and not any(config.parent.glob("*.safetensors")):
         return _of_config(reference, config)
     checkpoint = read(locate_outline(reference))
-    return described(reference, checkpoint, tokenizer=checkpoint.has_text)
+    return described(reference, checkpoint, checkpoint.pieces)
 
 
 def _of_config(name: str, config: Path) -> Model:
@@ -88,10 +89,10 @@ def _of_config(name: str, config: Path) -> Model:
     except HalfbyteError as error:
         raise type(error)(error.what, where=error.where or config, hint=error.hint) from error
     schemes = {tensor.name: SCHEMES["bf16"] for tensor in spec.tensors()}
-    return Model(name=name, spec=spec, schemes=schemes, quantized=False)
+    return Model(name=name, spec=spec, schemes=schemes, quantized=False, pieces=Pieces(spec.vocab))
 
 
-def described(name: str, source: Source, *, tokenizer: bool) -> Model:
+def described(name: str, source: Source, pieces: Pieces | None) -> Model:
     """A source as the planner sees it, without a drafter or adapters."""
     quantized = any(scheme.name not in PLAIN for scheme in source.schemes.values())
     return Model(
@@ -99,7 +100,7 @@ def described(name: str, source: Source, *, tokenizer: bool) -> Model:
         spec=source.spec,
         schemes=source.schemes,
         quantized=quantized,
-        tokenizer=tokenizer,
+        pieces=pieces,
         left_out=source.left_out if isinstance(source, Checkpoint) else {},
     )
 
@@ -108,8 +109,15 @@ def opened(
     name: str, source: Source, drafter: Companion | None, adapters: Mapping[str, Adapter]
 ) -> Model:
     """An opened source as the planner sees it: it is run as it is stored."""
-    model = described(name, source, tokenizer=source.assets is not None)
+    model = described(name, source, _pieces(source.assets))
     return replace(model, quantized=True, drafter=drafter, adapters=adapters)
+
+
+def _pieces(assets: TextAssets | None) -> Pieces | None:
+    if assets is None:
+        return None
+    words = assets.vocabulary
+    return Pieces(len(words.tokens), None if words.scores else len(words.merges), parsed=True)
 
 
 def usual_plan(model: Model, machine: Machine, goal: Goal, store: Store = EMPTY) -> Plan:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import DoesNotFitError, InvalidInputError, UnsupportedError
+from halfbyte.formats.checkpoint import Pieces
 from halfbyte.models.cache import DRAFT_ROWS
 from halfbyte.planner.calibration import EMPTY, Store
 from halfbyte.planner.cost import bytes_per_token, ledger
@@ -65,15 +66,15 @@ class Goal:
 class Model:
     """What a plan must know of a model: `quantized` says that it is run as it is stored.
 
-    `adapters` are by the names that people give them; `left_out` are bytes that the checkpoint
-    stores for parts that do not run, by component.
+    `pieces` are its tokenizer's; `adapters` are by the names that people give them; `left_out` are
+    bytes that the checkpoint stores for parts that do not run, by component.
     """
 
     name: str
     spec: ModelSpec
     schemes: Mapping[str, Scheme]
     quantized: bool
-    tokenizer: bool = True
+    pieces: Pieces | None = None
     drafter: Companion | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict[str, "Adapter"])
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -215,7 +216,7 @@ class _Maker:
                     self._schemes,
                     setup,
                     self._runtime,
-                    tokenizer=self._model.tokenizer,
+                    pieces=self._model.pieces,
                     drafter=self._drafter,
                     calibration=self._calibration,
                 ),

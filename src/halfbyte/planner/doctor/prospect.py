@@ -23,9 +23,7 @@ def prospect(
     name: str, source: Checkpoint, facts: MachineFacts, findings: Iterable[Finding], goal: Goal
 ) -> Plan:
     """The best plan of a model on this machine. Raises what `solve` raises."""
-    plan, _ = solve(
-        described(name, source, tokenizer=source.has_text), _machine(facts, findings), goal
-    )
+    plan, _ = solve(described(name, source, source.pieces), _machine(facts, findings), goal)
     return plan
 
 
