@@ -24,6 +24,9 @@ class FunctionDrafter:
         self.following = following
         self.acceptance = Acceptance(lambda _: 0.6)
 
+    def prepare(self, cache: object, sequences: int) -> None:
+        """There is nothing to get ready."""
+
     def prospects(self, sequence: Running, most: int) -> list[float]:
         return [self.acceptance.rate(0)] * most
 

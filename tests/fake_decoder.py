@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from halfbyte.engine.sampling import sample
+from halfbyte.kernels.contract import Draw
 from halfbyte.models.cache import CacheShape
 from halfbyte.models.decoder import Chunk
 
@@ -25,8 +27,9 @@ def logits_after(ids: Sequence[int]) -> np.ndarray:
 
 
 class FakeCache:
-    def __init__(self, shape: CacheShape) -> None:
+    def __init__(self, shape: CacheShape, chooses: bool) -> None:
         self.shape = shape
+        self.chooses = chooses
         self.ring_len = WINDOW + shape.ring_slack
         self.pages = np.full((shape.pages, shape.page_len), -1)
         self.rings = np.full((shape.rings, self.ring_len, 2), -1)
@@ -34,18 +37,37 @@ class FakeCache:
     def copy_ring(self, source: int, target: int) -> None:
         self.rings[target] = self.rings[source]
 
+    def prepare(self, rows: int, wanted: int, sequences: int) -> None:
+        """Nothing to take."""
+
 
 class FakeDecoder:
-    """`interrupt_at`: the forward (counted from 0) that is interrupted halfway."""
+    """`interrupt_at`: the forward (counted from 0) that is interrupted halfway. One that `chooses`
+    does so where logits are; `chosen` counts its tokens."""
 
-    def __init__(self, *, context: int = 4096, interrupt_at: int | None = None) -> None:
+    def __init__(
+        self, *, context: int = 4096, interrupt_at: int | None = None, chooses: bool = False
+    ) -> None:
         self.spec = SimpleNamespace(vocab=VOCAB, context=context)
         self.adapters = ()
+        self.chooses = chooses
+        self.chosen = 0
         self.interrupt_at = interrupt_at
         self.forwards: list[list[int]] = []
 
     def new_cache(self, shape: CacheShape) -> FakeCache:
-        return FakeCache(shape)
+        return FakeCache(shape, self.chooses)
+
+    def choose(
+        self, chunks: Sequence[Chunk], cache: FakeCache, draws: Sequence[Draw], *, states: bool
+    ) -> tuple[list[int], np.ndarray | None]:
+        logits, last = self.outputs(chunks, cache)
+        self.chosen += len(draws)
+        tokens = [
+            sample(row, it.sampling, sequence=it.sequence, position=it.position, history=())
+            for row, it in zip(logits, draws, strict=True)
+        ]
+        return tokens, last if states else None
 
     def outputs(self, chunks: Sequence[Chunk], cache: FakeCache) -> tuple[np.ndarray, np.ndarray]:
         """Logits, and states that nobody should read."""

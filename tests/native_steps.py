@@ -16,9 +16,15 @@ from halfbyte.specs import SCHEMES
 Floats = NDArray[np.float32]
 
 # Where the f16 scales of a stored block lie: the block's bytes, and the scales' offsets.
-BLOCKS = {"q8_0": (34, (0,)), "q4_0": (18, (0,)), "q4_k": (144, (0, 2)), "q6_k": (210, (208,))}
+BLOCKS = {
+    "q8_0": (34, (0,)),
+    "q4_0": (18, (0,)),
+    "q4_k": (144, (0, 2)),
+    "q5_k": (176, (0, 2)),
+    "q6_k": (210, (208,)),
+}
 # What a block's largest product of integers comes to, so that weights are of order one.
-LARGEST = {"q8_0": 127, "q4_0": 8, "q4_k": 63 * 15, "q6_k": 127 * 32}
+LARGEST = {"q8_0": 127, "q4_0": 8, "q4_k": 63 * 15, "q5_k": 63 * 31, "q6_k": 127 * 32}
 PLAIN = {"f32": np.float32, "f16": np.float16}
 
 

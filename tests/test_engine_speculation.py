@@ -12,7 +12,7 @@ from drafters import FunctionDrafter, at_random, right, wrong
 from fake_decoder import VOCAB, FakeDecoder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_engine_batching import all_free, drain, naive, requests, result
+from test_engine_batching import Odd, all_free, drain, naive, requests, result
 
 from halfbyte.engine import Drafting, Engine, LookupDrafter, SyntheticVerdict, verify
 from halfbyte.engine.lookup import CANDIDATES, KEY, LONGEST, Index
@@ -67,6 +67,22 @@ def test_any_drafter_in_any_batch_changes_no_token(
     completions = engine.generate(batch)
     assert [result(it) for it in completions] == [naive(it, 100) for it in batch]
     assert all_free(engine)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_device_that_chooses_changes_no_token(name: str) -> None:
+    """It chooses where sampling alone decides, and leaves the rest to the host."""
+    asked = [
+        Request(prompt_ids=(5, 6), max_tokens=30, sampling=SamplingParams(seed=1, top_k=5)),
+        Request(prompt_ids=(5, 7), max_tokens=30, guide=Odd()),
+        Request(prompt_ids=(5, 8), max_tokens=9, top_logprobs=2),
+    ]
+    device = FakeDecoder(chooses=True)
+    drafting = Drafting(drafters=(DRAFTERS[name](),), length=2)
+    host = Engine(FakeDecoder(), context=60).generate(asked)
+    chosen = Engine(device, context=60, drafting=drafting).generate(asked)
+    assert [result(it) for it in chosen] == [result(it) for it in host]
+    assert 0 < device.chosen < sum(map(sum, device.forwards))
 
 
 @settings(max_examples=40, deadline=None)

@@ -52,7 +52,9 @@ def test_without_a_driver_torch_is_not_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(choice, "DRIVERS", (str(tmp_path / "none"),))
-    assert offers()[0] == Offer("reference", "cuda", "there is no NVIDIA driver")
+    lacking = "there is no NVIDIA driver"
+    assert offers()[0] == Offer("Triton", "cuda", lacking)
+    assert offers()[1] == Offer("reference", "cuda", lacking)
 
 
 def natives() -> list[Offer]:

@@ -205,3 +205,18 @@ def test_cards_are_found_by_the_names_people_use() -> None:
     assert "rtx-3060" in (caught.value.hint or "")
     with pytest.raises(InvalidInputError):
         card("")
+
+
+def test_twelve_billion_weights_and_32768_positions_fit_a_card_of_12_gb() -> None:
+    """By the very program that would run on it."""
+    model = Model(name="12b", spec=spec("gemma4-12b"), schemes={}, quantized=False)
+    plan = solve(model, card("rtx-3060"), Goal(context=32768, recipe="q4_0", kv="bf16"))[0]
+    assert plan.fits and plan.ops.startswith("Triton")
+    assert plan.own_bytes <= 9.0e9
+    # Steps that are larger, and longer contexts, take no less.
+    steps = [
+        solve(model, card("h200"), Goal(context=context, recipe="q4_0", sequences=count))[0]
+        for context, count in ((8192, 1), (32768, 1), (32768, 4))
+    ]
+    sizes = [it.part("activations.") for it in steps]
+    assert sizes == sorted(sizes) and sizes[0] > 2**20

@@ -28,9 +28,10 @@ from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.lora import open_adapter
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
-from halfbyte.kernels.choice import choose, usable
+from halfbyte.kernels.choice import choose, declined, usable
 from halfbyte.kernels.contract import OpSet
 from halfbyte.kernels.cpu import CPUOps
+from halfbyte.kernels.triton import TritonOps
 from halfbyte.models.load import load, load_drafter
 from halfbyte.planner.calibration import read_store
 from halfbyte.planner.monitor import sample
@@ -125,6 +126,9 @@ class LLM:
             name: open_adapter(text, self.spec) for name, text in (adapters or {}).items()
         }
         ops = choose(self.spec, options.device, options.dtype, threads=options.threads)
+        reason = declined(self.spec, options.device)
+        if reason is not None:
+            self.notes.append(f"the reference op set runs, slowly: {reason}")
         drafts = options.draft != "off" and (plan is None or plan.setup.drafter is not None)
         drafter = self._drafter(source, options, progress) if drafts else None
         self.plan = self._planned(model, source, ops, options, drafter, plan)
@@ -171,7 +175,7 @@ class LLM:
             sequences=options.parallel,
             spare=options.spare,
             draft=most_drafts(options.draft),
-            reference=not isinstance(ops, CPUOps),
+            reference=not isinstance(ops, (CPUOps, TritonOps)),
         )
         companion = None if drafter is None else companion_of(options.drafter, drafter)
         self._described = opened(model, source, companion, self.adapters)

@@ -49,6 +49,10 @@ class Drafter(Protocol):
 
     name: str
 
+    def prepare(self, cache: Cache, sequences: int) -> None:
+        """Gets ready to propose for up to so many sequences of the target's cache."""
+        ...
+
     def prospects(self, sequence: Sequence, most: int) -> list[float]:
         """How likely each of up to `most` drafts will be right if those before it are."""
         ...
@@ -70,6 +74,9 @@ class LookupDrafter:
     def __init__(self) -> None:
         self._acceptance = Acceptance(lambda length: length / (length + 2))
         self._indexes: WeakKeyDictionary[Sequence, Index] = WeakKeyDictionary()
+
+    def prepare(self, cache: Cache, sequences: int) -> None:
+        """There is nothing to get ready."""
 
     def prospects(self, sequence: Sequence, most: int) -> list[float]:
         match = self._match(sequence)
@@ -102,6 +109,9 @@ class ModelDrafter:
         self._by_place = Acceptance(lambda _: 0.6)
         # Of two tokens the better one has the logistic of the margin, of many somewhat less.
         self._by_confidence = Acceptance(lambda level: 0.9 / (1 + exp(-level / MARGIN_STEPS)))
+
+    def prepare(self, cache: Cache, sequences: int) -> None:
+        self._model.prepare(cache, sequences)
 
     def prospects(self, sequence: Sequence, most: int) -> list[float]:
         return [self._by_place.rate(place) for place in range(most)]

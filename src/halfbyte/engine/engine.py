@@ -87,6 +87,10 @@ class Engine:
         self._vocab = decoder.spec.vocab
         self._adapters = decoder.adapters
         cache = decoder.new_cache(shape)
+        wanted = max_sequences * (1 if drafting is None else drafting.rows)
+        cache.prepare(prefill_chunk + wanted, wanted, max_sequences)
+        for drafter in () if drafting is None else drafting.drafters:
+            drafter.prepare(cache, max_sequences)
         self._runner: Runner | None = Runner(decoder, cache, drafting, clock)
         self._scheduler = Scheduler(
             shape,

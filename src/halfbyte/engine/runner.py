@@ -7,19 +7,46 @@ last chosen id and all drafts, each row wanted; what was wrong is rolled back at
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.engine.drafters import Proposal
 from halfbyte.engine.drafting import Clock, Drafting, Speculator
-from halfbyte.engine.logprobs import logprobs_of
+from halfbyte.engine.logprobs import Logprobs, logprobs_of
+from halfbyte.engine.sampling import not_logits
 from halfbyte.engine.scheduler import Work
 from halfbyte.engine.sequence import Chosen, Sequence
 from halfbyte.engine.speculate import Tally, Verdict, verify
+from halfbyte.kernels.contract import Draw
 from halfbyte.models.cache import Cache
 from halfbyte.models.decoder import Chunk, Decoder
 
 NOTHING = Proposal()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answers:
+    """What came of a forward: tokens that are chosen, or the logits to choose them from."""
+
+    tokens: list[int] | None = None
+    logits: NDArray[np.float32] | None = None
+    states: NDArray[np.float32] | None = None
+
+    def choice(self, sequence: Sequence, row: int, given: Collection[int]) -> int:
+        """The target's token after those given, from the rows of its sequence."""
+        if self.tokens is not None:
+            return self.tokens[row + len(given)]
+        assert self.logits is not None, "neither tokens nor logits"
+        return sequence.choose(self.logits[row + len(given)], given)
+
+    def logprobs(self, row: int, token: int, top: int | None) -> Logprobs | None:
+        """What a request asked for beside a token; only of logits."""
+        if top is None or self.logits is None:
+            return None
+        return logprobs_of(self.logits[row], token, top)
 
 
 class Runner:
@@ -56,13 +83,13 @@ class Runner:
         proposals = self._proposals(work)
         drafted = self._clock()
         chunks = [_chunk(item, it) for item, it in zip(work, proposals, strict=True)]
-        outputs = self._decoder.outputs(chunks, self._cache)
+        answers = self._answers(work, proposals, chunks)
         tokens: list[list[Chosen]] = []
         row = 0
         for item, proposal, chunk in zip(work, proposals, chunks, strict=True):
-            count = {"all": len(chunk.token_ids), "last": 1, "none": 0}[chunk.wanted]
-            rows = slice(row, row + count)
-            tokens.append(self._chosen(item.sequence, proposal, *(out[rows] for out in outputs)))
+            count = _count(chunk)
+            rows = range(row, row + count)
+            tokens.append(self._settled(item.sequence, proposal, answers, rows))
             row += count
         self._learn(work, proposals, tokens, drafted - start, self._clock() - drafted)
         return tokens
@@ -74,30 +101,40 @@ class Runner:
         found = iter(self._speculator.propose(decoding))
         return [next(found) if item.sequence.chosen else NOTHING for item in work]
 
-    def _chosen(
-        self,
-        sequence: Sequence,
-        proposal: Proposal,
-        logits: NDArray[np.float32],
-        states: NDArray[np.float32],
+    def _answers(
+        self, work: list[Work], proposals: list[Proposal], chunks: list[Chunk]
+    ) -> _Answers:
+        """One forward, and the choice of every wanted row: on the device where that is possible."""
+        keeps = self._speculator is not None
+        draws = _draws(work, proposals, chunks) if self._cache.chooses else None
+        if draws is not None:
+            found = self._decoder.choose(chunks, self._cache, draws, states=keeps)
+            if found is not None:
+                return _Answers(tokens=_checked(found[0]), states=found[1])
+        logits, states = self._decoder.outputs(chunks, self._cache)
+        return _Answers(logits=logits, states=states if keeps else None)
+
+    def _settled(
+        self, sequence: Sequence, proposal: Proposal, answers: _Answers, rows: range
     ) -> list[Chosen]:
         """The tokens of a sequence from its wanted rows; what was drafted wrongly is taken back."""
         if _reads_prompt(sequence):
-            complete = _tell_prompt(sequence, logits)
-            logits, states = logits[complete], states[complete]
-        if not len(logits):
+            assert answers.logits is not None, "a prompt is told from logits"
+            rows = rows[_tell_prompt(sequence, answers.logits[rows.start : rows.stop])]
+        if not rows:
             return []
-        drafts = proposal.token_ids
-        tokens = self._verdict(drafts, lambda given: sequence.choose(logits[len(given)], given))
+        row, drafts = rows.start, proposal.token_ids
+        tokens = self._verdict(drafts, lambda given: answers.choice(sequence, row, given))
         sequence.slot.rollback(1 + len(drafts) - len(tokens))
-        if self._speculator is not None:
-            sequence.state = states[len(tokens) - 1].copy()
-        top, last = sequence.request.top_logprobs, len(tokens) - 1
+        last = len(tokens) - 1
+        if answers.states is not None:
+            sequence.state = answers.states[row + last].copy()
+        top = sequence.request.top_logprobs
         return [
             Chosen(
                 token,
                 drafted=place < last,
-                logprobs=None if top is None else logprobs_of(logits[place], token, top),
+                logprobs=answers.logprobs(row + place, token, top),
             )
             for place, token in enumerate(tokens)
         ]
@@ -122,6 +159,34 @@ class Runner:
             tally = work[index].sequence.tally = work[index].sequence.tally or Tally()
             tally.count(len(proposals[index].token_ids), right, draft_s, forward_s)
             tally.plain_step_s = self._speculator.plain_step_s(len(decoding))
+
+
+def _count(chunk: Chunk) -> int:
+    """The wanted rows of a chunk."""
+    return {"all": len(chunk.token_ids), "last": 1, "none": 0}[chunk.wanted]
+
+
+def _draws(work: list[Work], proposals: list[Proposal], chunks: list[Chunk]) -> list[Draw] | None:
+    """How the token of every wanted row is chosen; None where one takes more than a draw.
+
+    A row behind drafts counts only where all of them are right, so they are what it comes after.
+    """
+    draws: list[Draw] = []
+    for item, proposal, chunk in zip(work, proposals, chunks, strict=True):
+        for place in range(_count(chunk)):
+            draw = item.sequence.draw(proposal.token_ids[:place])
+            if draw is None:
+                return None
+            draws.append(draw)
+    return draws
+
+
+def _checked(tokens: list[int]) -> list[int]:
+    """The tokens, if the device could choose every one (`Choosing`)."""
+    worst = min(tokens, default=0)
+    if worst < 0:
+        raise not_logits({-1: "NaN"}.get(worst, "infinity"))
+    return tokens
 
 
 def _chunk(item: Work, proposal: Proposal) -> Chunk:

@@ -82,14 +82,19 @@ def survivors(scores: Logits, params: SamplingParams) -> tuple[Ids, Weights]:
     return ids, weights
 
 
+def not_logits(instead: object) -> HalfbyteError:
+    """The error of a row that nothing can be chosen from."""
+    return HalfbyteError(
+        f"the model produced {instead} instead of logits",
+        hint="the weights may be damaged ('halfbyte verify'), or the type too narrow "
+        "('--dtype f32')",
+    )
+
+
 def _check(logits: Logits) -> None:
     best = logits.max()
     if not np.isfinite(best):
-        raise HalfbyteError(
-            f"the model produced {'NaN' if np.isnan(best) else best} instead of logits",
-            hint="the weights may be damaged ('halfbyte verify'), or the type too narrow "
-            "('--dtype f32')",
-        )
+        raise not_logits("NaN" if np.isnan(best) else best)
 
 
 def _adjusted(

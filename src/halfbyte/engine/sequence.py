@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from halfbyte.engine.logprobs import Logprobs
 from halfbyte.engine.sampling import sample
 from halfbyte.engine.speculate import DraftStats, Tally
+from halfbyte.kernels.contract import Draw
 from halfbyte.models.cache import Slot
 from halfbyte.specs import Request
 
@@ -108,6 +109,17 @@ class Sequence:
     def room(self) -> int:
         """How many ids may still come."""
         return self.limit - len(self.ids)
+
+    def draw(self, more: Collection[int]) -> Draw | None:
+        """How the token after the ids so far and `more` is chosen; None where more than sampling
+        decides, or more than the token is asked for."""
+        request, guide = self.request, self.request.guide
+        mask = None if guide is None else guide.allowed([*self.answer, *more])
+        told = request.top_logprobs is not None or (request.prompt_logprobs and not self.chosen)
+        if mask is not None or told:
+            return None
+        position = len(self.ids) + len(more)
+        return Draw(sampling=request.sampling, sequence=request.sequence, position=position)
 
     def choose(self, logits: NDArray[np.float32], more: Collection[int] = ()) -> int:
         """The token after the ids so far and `more`, from its row of logits."""

@@ -54,6 +54,9 @@ class ReplayDrafter:
         self._answers = answers
         self._bend = bend
 
+    def prepare(self, cache: Cache, sequences: int) -> None:
+        """There is nothing to get ready."""
+
     def prospects(self, sequence: object, most: int) -> list[float]:
         return [0.9] * most
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,14 @@ from halfbyte import env
 from halfbyte.errors import InvalidInputError, UnsupportedError
 from halfbyte.kernels.contract import OpSet
 from halfbyte.kernels.cpu import INSTRUCTION_SETS, CPUOps, instruction_set, lacking
+from halfbyte.kernels.triton import TritonOps
 from halfbyte.specs import DType, ModelSpec
 
 if TYPE_CHECKING:
     from halfbyte.kernels.reference import ReferenceOps
 
+# The oldest cards that Triton makes code for.
+OLDEST = (7, 5)
 # Below this many parameters a second thread of torch costs more in waiting than it computes.
 SMALL = 50_000_000
 DRIVERS = ("/proc/driver/nvidia", "/dev/dxg")  # of Linux, and of Linux in Windows
@@ -33,6 +37,7 @@ def offers() -> tuple[Offer, ...]:
     """Every op set, the fastest of a device first. Imports torch only where there is a driver."""
     native = [Offer(f"native CPU ({name})", "cpu", lacking(name)) for name in INSTRUCTION_SETS]
     return (
+        Offer("Triton", "cuda", _lacks_triton()),
         Offer("reference", "cuda", _lacks_cuda()),
         *native,
         Offer("reference", "cpu", None),
@@ -45,9 +50,10 @@ def choose(
     """The op set that runs a model on a device ("auto", "cpu", "cuda", "cuda:1").
 
     "auto" is cuda where there is a usable one. dtype "auto" rounds the inputs of block-quantized
-    linears to int8 on a CPU and runs bf16 operands on a GPU; "f32" rounds nothing. On a CPU "auto"
-    means the native op set; the reference runs where that is not built or not for this processor or
-    model, and for "f32" and "bf16". `threads` is the number of compute threads; by default
+    linears to int8 on a CPU and runs bf16 operands on a GPU; "f32" rounds nothing. "auto" means the
+    native op set on a CPU and Triton's on a GPU; the reference runs where that is not there or not
+    for this processor, card or model (`declined` says which), and on a CPU for "f32" and "bf16".
+    `threads` is the number of compute threads; by default
     HALFBYTE_THREADS, else the processors this process may use.
     """
     device = usable(device)
@@ -55,7 +61,16 @@ def choose(
     native = instruction_set() is not None and CPUOps.lacks(spec) is None
     if device.startswith("cpu") and dtype == "auto" and native:
         return CPUOps(threads=threads or env.processor_count())
+    if device.startswith("cuda") and declined(spec, device) is None:
+        return _triton(device, dtype)
     return _reference(spec, device, dtype, threads, exact_rows=True)
+
+
+def declined(spec: ModelSpec, device: str) -> str | None:
+    """Why the reference would run on a GPU; None where Triton's kernels do, and on a CPU."""
+    if not usable(device).startswith("cuda"):
+        return None
+    return _lacks_triton(usable(device)) or TritonOps.lacks(spec)
 
 
 def oracle(spec: ModelSpec, device: str = "auto", *, threads: int | None = None) -> ReferenceOps:
@@ -94,6 +109,12 @@ def _reference(
     return ReferenceOps(device, activations=activations, exact_rows=exact_rows)
 
 
+def _triton(device: str, dtype: DType) -> OpSet:
+    from halfbyte.kernels.triton.device import Device
+
+    return TritonOps(Device(device), operands="f32" if dtype == "f32" else "bf16")
+
+
 def _has_cuda() -> bool:
     return _lacks_cuda() is None
 
@@ -107,3 +128,17 @@ def _lacks_cuda() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
     return None if torch.cuda.is_available() else "torch finds no device that its CUDA can use"
+
+
+def _lacks_triton(device: str = "cuda") -> str | None:
+    """Why Triton's kernels do not run on a CUDA device; None if they do."""
+    lacking = _lacks_cuda()
+    if lacking is not None:
+        return lacking
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    oldest = ".".join(map(str, OLDEST))
+    return f"compute capability {major}.{minor}, not {oldest}" if (major, minor) < OLDEST else None

@@ -16,12 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import Activation, AttentionSpec, ExpertSpec, KVType, RopeSpec, Scheme
+from halfbyte.specs import (
+    Activation,
+    AttentionSpec,
+    ExpertSpec,
+    KVType,
+    RopeSpec,
+    SamplingParams,
+    Scheme,
+)
 
 Array = Any
 
@@ -123,6 +131,46 @@ class Step(Protocol):
 
     def __call__(self, rows: Rows, wanted: Sequence[int]) -> Sequence[np.ndarray]:
         """What the graph returns, in f32. The next step may overwrite it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """How the token of a row of logits is chosen; `sequence` and `position` go into its noise."""
+
+    sampling: SamplingParams
+    sequence: int
+    position: int
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A step that can choose tokens where it computes logits, so that these need not be fetched.
+
+    The tokens are those of `engine/sampling.py`, to the rounding of f64.
+    """
+
+    def able(self, draws: Sequence[Draw]) -> bool:
+        """Whether it can for these draws."""
+        ...
+
+    def choose(
+        self, rows: Rows, wanted: Sequence[int], draws: Sequence[Draw], *, states: bool
+    ) -> tuple[list[int], np.ndarray | None]:
+        """The tokens of all wanted rows, and their states [wanted, H] if asked for.
+
+        A token is -1 where the logits hold a NaN, -2 where the best of them is not finite.
+        """
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A step that gets ready before it runs: it takes all memory that runs up to a size need, and
+    whatever the first of them would have to wait for is done."""
+
+    def prepare(self, rows: int, wanted: int, spans: int) -> None:
+        """`wanted` rows with logits, of `spans` sequences. Raises `OutOfMemoryError`."""
         ...
 
 

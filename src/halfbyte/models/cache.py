@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.kernels.contract import Array, Graph, KVLayout, OpSet, Span
+from halfbyte.kernels.contract import (
+    Array,
+    Choosing,
+    Graph,
+    KVLayout,
+    OpSet,
+    Preparing,
+    Span,
+)
 from halfbyte.specs import AttentionSpec, KVType, LayerSpec, ModelSpec
 
 # Rings are whole tiles of positions, so that a tile never wraps.
@@ -150,6 +158,16 @@ class Cache:
         """What one ring holds, into another, in every sliding layer."""
         for cells in self._rings:
             cells.copy_ring(source, target)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its step can choose tokens where it computes logits."""
+        return isinstance(self.step, Choosing)
+
+    def prepare(self, rows: int, wanted: int, sequences: int) -> None:
+        """Gets every step up to this size ready now, where steps take memory of their own."""
+        if isinstance(self.step, Preparing):
+            self.step.prepare(rows, wanted, sequences)
 
     def seed(self) -> None:
         """Makes every cell resident, as if it had been filled; what sequences had is gone."""

@@ -13,7 +13,16 @@ from typing import Literal
 import numpy as np
 
 from halfbyte.errors import InvalidInputError
-from halfbyte.kernels.contract import Array, Experts, Graph, Linear, OpSet, Rows
+from halfbyte.kernels.contract import (
+    Array,
+    Choosing,
+    Draw,
+    Experts,
+    Graph,
+    Linear,
+    OpSet,
+    Rows,
+)
 from halfbyte.models.cache import Cache, CacheShape, Slot
 from halfbyte.specs import LayerSpec, ModelSpec
 
@@ -132,6 +141,18 @@ class Decoder:
     def outputs(self, chunks: Sequence[Chunk], cache: Cache) -> Sequence[np.ndarray]:
         """The logits [wanted rows, V] of `forward`, and the states [wanted rows, H] they are of."""
         return cache.step(self._rows(chunks, cache), _wanted_rows(chunks))
+
+    def choose(
+        self, chunks: Sequence[Chunk], cache: Cache, draws: Sequence[Draw], *, states: bool
+    ) -> tuple[list[int], np.ndarray | None] | None:
+        """The tokens of the wanted rows of `outputs`, chosen on the device, and their states.
+
+        None, and nothing computed, where the op set does not choose or not so.
+        """
+        step = cache.step
+        if not isinstance(step, Choosing) or not step.able(draws):
+            return None
+        return step.choose(self._rows(chunks, cache), _wanted_rows(chunks), draws, states=states)
 
     def _graph(self, caches: Sequence[Array]) -> Graph:
         def graph(rows: Rows, wanted: Sequence[int]) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.kernels.contract import Array, Linear, Rows, Span, Step
+from halfbyte.kernels.contract import Array, Linear, Preparing, Rows, Span, Step
 from halfbyte.models.cache import Cache, Slot
 from halfbyte.models.decoder import Decoder
 from halfbyte.specs import ModelSpec
@@ -58,14 +58,21 @@ class DraftModel:
         states [R, H], H of the target. A token that the head does not hold has the logit -inf. What
         is returned may be overwritten by the next step.
         """
-        if self._step is None or self._cache is not cache:
-            self._cache, self._step = cache, self.recorded(cache)
+        step = self._step if self._cache is cache else None
+        step = step or self.prepare(cache, len(slots))
         spans = [
             Span(start=slot.length - 1, count=1, pages=slot.pages, ring=slot.ring) for slot in slots
         ]
         rows = Rows(token_ids=token_ids, spans=spans, states=states.copy())
-        logits, states = self._step(rows, range(len(spans)))
+        logits, states = step(rows, range(len(spans)))
         return self._spread(logits), states
+
+    def prepare(self, cache: Cache, sequences: int) -> Step:
+        """Records the step over these cells, for up to so many sequences."""
+        self._cache, self._step = cache, self.recorded(cache)
+        if isinstance(self._step, Preparing):
+            self._step.prepare(sequences, sequences, sequences)
+        return self._step
 
     def recorded(self, cache: Cache) -> Step:
         """A step that reads these cells."""

@@ -17,6 +17,7 @@ from halfbyte.formats.checkpoint import Checkpoint, Source
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Array, Experts, Linear, LowRank, OpSet
 from halfbyte.kernels.cpu import CPUOps
+from halfbyte.kernels.triton import TritonOps
 from halfbyte.models.decoder import (
     Decoder,
     GateWeights,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 Updates = Mapping[str, tuple[LowRank | None, ...]]
 """Name of a weight -> what each adapter adds to it; weights that none changes are left out."""
 NO_UPDATES: Updates = {}
+# The op sets that say what a tensor would take.
+Outlining = CPUOps | TritonOps
 TOKENS = ".tokens"  # whole numbers that a drafter keeps apart
 
 
@@ -52,6 +55,7 @@ def load(
     Peak memory: what the op set keeps, and the largest tensor.
     """
     _refuse_drafter(source.spec)
+    _reserve(source, ops)
     packed = {name: _pack(name, q, ops) for name, q in _watched(source, ops, progress)}
     body_bytes = ops.packed_bytes
     found = adapters or {}
@@ -69,7 +73,7 @@ def load(
 def outline(
     spec: ModelSpec,
     schemes: Mapping[str, Scheme],
-    ops: CPUOps,
+    ops: Outlining,
     adapters: Sequence[Adapter] = (),
 ) -> Decoder:
     """The decoder of a model whose weights are not there; what it would take can be asked for."""
@@ -80,14 +84,14 @@ def outline(
 
 
 def outline_drafter(
-    spec: ModelSpec, schemes: Mapping[str, Scheme], target: Decoder, ops: CPUOps
+    spec: ModelSpec, schemes: Mapping[str, Scheme], target: Decoder, ops: Outlining
 ) -> DraftModel:
     """A drafter that is not there, beside a target that need not be."""
     packed = _outlined(spec, schemes, ops)
     return assembled_drafter(spec, packed, target)
 
 
-def _outlined(spec: ModelSpec, schemes: Mapping[str, Scheme], ops: CPUOps) -> dict[str, Array]:
+def _outlined(spec: ModelSpec, schemes: Mapping[str, Scheme], ops: Outlining) -> dict[str, Array]:
     return {
         tensor.name: ops.outline(_target(schemes[tensor.name], tensor.shape, ops), tensor.shape)
         for tensor in spec.tensors()
@@ -95,7 +99,7 @@ def _outlined(spec: ModelSpec, schemes: Mapping[str, Scheme], ops: CPUOps) -> di
     }
 
 
-def outline_adapter(adapter: Adapter, ops: CPUOps) -> dict[str, LowRank]:
+def outline_adapter(adapter: Adapter, ops: Outlining) -> dict[str, LowRank]:
     """By the names of weights, what an adapter that is not there would add to them."""
     found: dict[str, LowRank] = {}
     for module, update in adapter.updates.items():
@@ -170,6 +174,13 @@ def _pack(name: str, q: QTensor, ops: OpSet) -> Array:
     if ops.checks_finite and len(q.shape) > 1 and not ops.is_finite(packed):
         raise IntegrityError("holds NaN or infinite weights", where=name)
     return packed
+
+
+def _reserve(source: Source, ops: OpSet) -> None:
+    """On a GPU, takes the memory of all weights in one piece: single ones would be rounded up."""
+    if isinstance(ops, TritonOps):
+        tensors = source.spec.tensors()
+        ops.reserve([(_target(source.schemes[it.name], it.shape, ops), it.shape) for it in tensors])
 
 
 def _watched(

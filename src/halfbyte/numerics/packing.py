@@ -63,3 +63,24 @@ def read_pairs(field: Tensor) -> Tensor:
     """[..., m] bytes -> uint8 [..., 4 * m] in 0..3: the lowest pairs first, then the next."""
     places = torch.arange(0, 8, 2, dtype=torch.uint8, device=field.device)[:, None]
     return ((field.unsqueeze(-2) >> places) & 3).flatten(-2)
+
+
+def read_six_bits(field: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., 12] bytes -> two times eight numbers in 0..63, uint8 [..., 8] each.
+
+    The first four of each are the low six bits of bytes 0-3 and 4-7; the last four have their low
+    nibbles in bytes 8-11 and their top two bits on top of bytes 0-3 and 4-7.
+    """
+    first, second, low = field.split(4, dim=-1)
+    return (
+        torch.cat([first & 63, (low & 15) | ((first >> 2) & 48)], dim=-1),
+        torch.cat([second & 63, (low >> 4) | ((second >> 2) & 48)], dim=-1),
+    )
+
+
+def write_six_bits(first: Tensor, second: Tensor) -> Tensor:
+    """The inverse of `read_six_bits`."""
+    low, high = first.chunk(2, dim=-1)
+    low2, high2 = second.chunk(2, dim=-1)
+    tops = [low | ((high >> 4) << 6), low2 | ((high2 >> 4) << 6)]
+    return torch.cat([*tops, (high & 15) | ((high2 & 15) << 4)], dim=-1)

@@ -36,6 +36,7 @@ from halfbyte.numerics.packing import (
     read_half,
     read_nibbles,
     read_pairs,
+    read_six_bits,
     round_half,
     write_half,
     write_nibbles,
@@ -91,7 +92,7 @@ def decode_q5_k(blocks: Tensor) -> Tensor:
 def _with_minima(blocks: Tensor, integers: Tensor) -> Tensor:
     """Integers [n, 256] with the scales and minima in the first 16 bytes of q4_k and q5_k."""
     supers = read_half(blocks[:, :4])
-    scales, minima = _six_bit_pairs(blocks[:, 4:16])
+    scales, minima = read_six_bits(blocks[:, 4:16])
     scale = (supers[:, :1] * scales)[..., None]
     minimum = (supers[:, 1:] * minima)[..., None]
     return integers.view(-1, 8, 32).float().mul_(scale).sub_(minimum).flatten(1)
@@ -100,18 +101,6 @@ def _with_minima(blocks: Tensor, integers: Tensor) -> Tensor:
 def _high_bits(field: Tensor) -> Tensor:
     """32 bytes -> uint8 [n, 256] of 0 and 1: bit k of byte j belongs to weight 32 * k + j."""
     return read_bits(field).unflatten(1, (32, 8)).transpose(1, 2).flatten(1)
-
-
-def _six_bit_pairs(field: Tensor) -> tuple[Tensor, Tensor]:
-    """12 bytes -> 8 scales and 8 minima in 0..63, f32 [n, 8] each.
-
-    The first four of each are the low six bits of bytes 0-3 and 4-7; the last four have their low
-    nibbles in bytes 8-11 and their top two bits on top of bytes 0-3 and 4-7.
-    """
-    scale, minimum, low = field.split(4, dim=1)
-    scales = torch.cat([scale & 63, (low & 15) | ((scale >> 2) & 48)], dim=1)
-    minima = torch.cat([minimum & 63, (low >> 4) | ((minimum >> 2) & 48)], dim=1)
-    return scales.float(), minima.float()
 
 
 def decode_q6_k(blocks: Tensor) -> Tensor:

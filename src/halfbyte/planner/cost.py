@@ -95,7 +95,7 @@ def drafting(drafter: Companion, setup: Setup, runtime: Runtime) -> Iterator[Row
             sizes[scheme.name] += scheme.bytes(tensor.shape)
     for name, size in sizes.items():
         yield Row(component=f"drafter.weights.{name}", bytes=size)
-    packed, step = runtime.drafter_bytes(drafter, setup.sequences)
+    packed, step = runtime.drafter_bytes(drafter, setup)
     yield Row(
         component="drafter.layout",
         bytes=packed - sum(sizes.values()),
@@ -158,8 +158,9 @@ def activations(setup: Setup, runtime: Runtime) -> Iterator[Row]:
     """What a full step computes at once, and the logits of the rows that want them."""
     wanted = setup.sequences * (setup.draft + 1)
     rows = min(setup.prefill_chunk, setup.context) + wanted
-    total = runtime.scratch_bytes(rows, wanted)
-    per_row = (runtime.scratch_bytes(rows, 2000) - runtime.scratch_bytes(rows, 1000)) // 1000
+    total = runtime.scratch_bytes(rows, wanted, setup)
+    few, many = (runtime.scratch_bytes(rows, count, setup) for count in (1024, 2048))
+    per_row = (many - few) // 1024
     for name, size, count in (
         ("step", total - wanted * per_row, rows),
         ("logits", wanted * per_row, wanted),

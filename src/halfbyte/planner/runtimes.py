@@ -1,8 +1,9 @@
 """What an op set takes, asked of the op set itself where it can say: packed weights, the cache, and
 what a step computes.
 
-The native op set records the very program that will run, over weights that are not there. The
-reference op set cannot be asked; its numbers are an upper estimate from shapes, and say so.
+The native op set and Triton's record the very program that will run, over weights that are not
+there. The reference op set cannot be asked; its numbers are an upper estimate from shapes, and say
+so.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ from typing import TYPE_CHECKING, Protocol
 from halfbyte import env
 from halfbyte.kernels.contract import KVLayout, Step
 from halfbyte.kernels.cpu import CPUOps, CPUStep, instruction_set
+from halfbyte.kernels.triton import Recorded, TritonOps
 from halfbyte.models.cache import CacheShape
-from halfbyte.models.load import TOKENS, outline, outline_adapter, outline_drafter
+from halfbyte.models.load import (
+    TOKENS,
+    Outlining,
+    outline,
+    outline_adapter,
+    outline_drafter,
+)
 from halfbyte.planner.calibration import Calibration
-from halfbyte.specs import Basis, DeviceKind, ModelSpec, Row, Scheme
+from halfbyte.specs import Basis, DeviceKind, ModelSpec, Row, Scheme, Setup
 
 if TYPE_CHECKING:
     from halfbyte.formats.lora import Adapter
@@ -25,6 +33,8 @@ if TYPE_CHECKING:
 MIB = 2**20
 # A CUDA context with PyTorch's kernels and cuBLAS's workspace.
 CUDA_BYTES = 600 * MIB
+# CUDA graphs of a handful of shapes of step, and the kernels that they launch.
+GRAPHS_BYTES = 96 * MIB
 # The reference op set keeps decoded weights up to this total.
 DECODED_BYTES = 2**30
 REFERENCE_ROWS = 32
@@ -60,12 +70,12 @@ class Runtime(Protocol):
 
     def kv_bytes(self, layout: KVLayout) -> int: ...
 
-    def scratch_bytes(self, rows: int, wanted: int) -> int:
+    def scratch_bytes(self, rows: int, wanted: int, setup: Setup) -> int:
         """What a step of so many rows, with logits for so many, computes at once."""
         ...
 
-    def drafter_bytes(self, drafter: Companion, rows: int) -> tuple[int, int]:
-        """What a drafter takes packed, and what a step of it computes for so many sequences."""
+    def drafter_bytes(self, drafter: Companion, setup: Setup) -> tuple[int, int]:
+        """What a drafter takes packed, and what a step of it computes for all sequences."""
         ...
 
     def overhead(self, calibration: Calibration) -> tuple[Row, ...]:
@@ -85,6 +95,8 @@ def runtime_of(
     native = kind == "cpu" and instruction_set() is not None and CPUOps.lacks(spec) is None
     if native and not reference:
         return NativeRuntime(spec, schemes, adapters)
+    if kind == "cuda" and TritonOps.lacks(spec) is None and not reference:
+        return TritonRuntime(spec, schemes, adapters)
     return ReferenceRuntime(kind, spec, schemes, adapters)
 
 
@@ -98,7 +110,7 @@ class NativeRuntime:
     ) -> None:
         self._ops = ops = CPUOps(threads=env.thread_count() or env.processor_count())
         self.name = ops.name
-        self.adapter_bytes = tuple(packed_adapter_bytes(adapter) for adapter in adapters)
+        self.adapter_bytes = tuple(packed_adapter_bytes(it, CPUOps(threads=1)) for it in adapters)
         self._decoder = outline(spec, schemes, ops, adapters)
         self.packed_bytes = ops.packed_bytes - sum(self.adapter_bytes)
         self._cache = self._decoder.new_cache(CacheShape(pages=1, ring_slack=1))
@@ -107,11 +119,11 @@ class NativeRuntime:
     def kv_bytes(self, layout: KVLayout) -> int:
         return CPUOps.kv_bytes(layout)
 
-    def scratch_bytes(self, rows: int, wanted: int) -> int:
+    def scratch_bytes(self, rows: int, wanted: int, setup: Setup) -> int:
         return self._step.scratch_bytes(rows, wanted)
 
-    def drafter_bytes(self, drafter: Companion, rows: int) -> tuple[int, int]:
-        before = self._ops.packed_bytes
+    def drafter_bytes(self, drafter: Companion, setup: Setup) -> tuple[int, int]:
+        before, rows = self._ops.packed_bytes, setup.sequences
         model = outline_drafter(drafter.spec, drafter.schemes, self._decoder, self._ops)
         packed = self._ops.packed_bytes - before
         step = _native(model.recorded(self._cache)).scratch_bytes(rows, rows)
@@ -119,6 +131,47 @@ class NativeRuntime:
 
     def overhead(self, calibration: Calibration) -> tuple[Row, ...]:
         return (_process(calibration),)
+
+
+class TritonRuntime:
+    """Triton's op set on a GPU."""
+
+    basis: Basis = "arithmetic"
+
+    def __init__(
+        self, spec: ModelSpec, schemes: Mapping[str, Scheme], adapters: Sequence[Adapter] = ()
+    ) -> None:
+        self._ops = ops = TritonOps()
+        self.name = ops.name
+        self.adapter_bytes = tuple(packed_adapter_bytes(it, TritonOps()) for it in adapters)
+        self._decoder = outline(spec, schemes, ops, adapters)
+        self.packed_bytes = ops.packed_bytes - sum(self.adapter_bytes)
+        self._cache = self._decoder.new_cache(CacheShape(pages=1, ring_slack=1))
+        self._step = _recorded(self._cache.step)
+
+    def kv_bytes(self, layout: KVLayout) -> int:
+        return TritonOps.kv_bytes(layout)
+
+    def scratch_bytes(self, rows: int, wanted: int, setup: Setup) -> int:
+        cells = setup.sequences * setup.context
+        return self._step.scratch_bytes(rows, wanted, setup.sequences, cells)
+
+    def drafter_bytes(self, drafter: Companion, setup: Setup) -> tuple[int, int]:
+        before, rows = self._ops.packed_bytes, setup.sequences
+        model = outline_drafter(drafter.spec, drafter.schemes, self._decoder, self._ops)
+        packed = self._ops.packed_bytes - before
+        step = _recorded(model.recorded(self._cache))
+        cells = setup.sequences * setup.context
+        return packed, step.scratch_bytes(rows, rows, rows, cells)
+
+    def overhead(self, calibration: Calibration) -> tuple[Row, ...]:
+        graphs = Row(
+            component="runtime.graphs",
+            bytes=GRAPHS_BYTES,
+            basis="calibrated",
+            note="recorded steps and compiled kernels; an estimate, not measured",
+        )
+        return (_cuda_context(), graphs)
 
 
 class ReferenceRuntime:
@@ -148,7 +201,7 @@ class ReferenceRuntime:
         kept = 2 if layout.key_rope is None else 1
         return int(kept * layout.num_cells * layout.kv_heads * layout.head_dim * each)
 
-    def scratch_bytes(self, rows: int, wanted: int) -> int:
+    def scratch_bytes(self, rows: int, wanted: int, setup: Setup) -> int:
         rows = max(rows, REFERENCE_ROWS)
         layers = self._spec.layers
         inner = max(layer.mlp.width for layer in layers)
@@ -156,19 +209,28 @@ class ReferenceRuntime:
         step = 4 * rows * (6 * self._spec.hidden + 4 * inner + 4 * heads)
         return self._largest + step + 2 * 4 * max(wanted, REFERENCE_ROWS) * self._spec.vocab
 
-    def drafter_bytes(self, drafter: Companion, rows: int) -> tuple[int, int]:
+    def drafter_bytes(self, drafter: Companion, setup: Setup) -> tuple[int, int]:
+        rows = setup.sequences
         vocab = drafter.spec.drafter.head_rows if drafter.spec.drafter else 0
         step = 4 * max(rows, REFERENCE_ROWS) * vocab
         return drafter.stored_bytes, step + _spread_bytes(drafter.spec, rows)
 
     def overhead(self, calibration: Calibration) -> tuple[Row, ...]:
-        if self._kind == "cpu":
-            return (_process(calibration),)
-        note = "a CUDA context and its libraries"
-        cuda = Row(
-            component="runtime.cuda_context", bytes=CUDA_BYTES, basis="calibrated", note=note
-        )
-        return (cuda,)
+        return (_process(calibration),) if self._kind == "cpu" else (_cuda_context(),)
+
+
+def _cuda_context() -> Row:
+    return Row(
+        component="runtime.cuda_context",
+        bytes=CUDA_BYTES,
+        basis="calibrated",
+        note="a CUDA context and its libraries",
+    )
+
+
+def _recorded(step: Step) -> Recorded:
+    assert isinstance(step, Recorded)
+    return step
 
 
 def _native(step: Step) -> CPUStep:
@@ -184,9 +246,8 @@ def _spread_bytes(drafter: ModelSpec, rows: int) -> int:
     return INDEX_BYTES * apart[-1].count + 4 * rows * drafter.vocab
 
 
-def packed_adapter_bytes(adapter: Adapter) -> int:
-    """What the native op set keeps of an adapter."""
-    ops = CPUOps(threads=1)
+def packed_adapter_bytes(adapter: Adapter, ops: Outlining) -> int:
+    """What a fresh op set keeps of an adapter."""
     return ops.packed_bytes if outline_adapter(adapter, ops) else 0
 
 
