@@ -218,8 +218,9 @@ class TritonStep:
             _launch_all(launches)
             return
         if chooses not in bound.graphs:
-            bound.graphs[chooses] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(bound.graphs[chooses]):
+            bound.graphs[chooses] = graph = torch.cuda.CUDAGraph()
+            # Other threads may go on to ask the card for its memory.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 _launch_all(launches)
         bound.graphs[chooses].replay()
 
