@@ -1,11 +1,12 @@
-"""The same GGUF in halfbyte and in llama.cpp, in turn, in one run: A B A B, medians and ratios.
+"""The same GGUF in halfbyte and in llama.cpp, in turn, in one run: A B B A, medians and ratios.
 
     pip install -e '.[peers]'
     python bench/peers.py model.gguf --rounds 3
     python bench/peers.py 12b.gguf --rows prefill@128,decode@0,rows@8 --decode 8 --flash on
 
 Each round starts a process of its own for each side (bench/peer_side.py), on a file that is in the
-page cache. Both run the trials of `halfbyte bench` on fixed tokens and sample nothing. llama.cpp
+page cache; every other round begins with llama.cpp, since who comes second finds memory that was
+just freed. Both run the trials of `halfbyte bench` on fixed tokens and sample nothing. llama.cpp
 maps the file, repacks weights as it does by default, has a cache of f16 as by default, and sliding
 windows no longer than they need be, as in its own programs. It runs with every setting of --flash
 (attention in one op or in several) and --ubatch (rows of a prompt at once); in each row its best
@@ -57,9 +58,12 @@ def main() -> None:
     settings = [Setting(*pair) for pair in product(arguments.flash, arguments.ubatch)]
     ours: list[Facts] = []
     theirs: dict[Setting, list[Facts]] = {setting: [] for setting in settings}
-    for _ in range(arguments.rounds):
-        ours.append(measured("halfbyte", arguments))
-        for setting in settings:
+    for number in range(arguments.rounds):
+        sides: list[Setting | None] = [None, *settings]
+        for setting in sides if number % 2 == 0 else reversed(sides):
+            if setting is None:
+                ours.append(measured("halfbyte", arguments))
+                continue
             theirs[setting].append(measured("llama.cpp", arguments, setting))
             if arguments.drafter is not None:
                 theirs[setting][-1] |= rounds_of_drafts(arguments, *setting)

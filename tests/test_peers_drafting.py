@@ -1,4 +1,4 @@
-"""The bundled drafter in llama.cpp: the same drafts are right there.
+"""A drafter that was just trained for the bundled model, in llama.cpp: the same drafts are right.
 
 python bench/build_peer.py && pytest -m peers tests/test_peers_drafting.py
 """
@@ -12,18 +12,23 @@ from urllib.request import Request as Asked
 from urllib.request import urlopen
 
 import pytest
+from commandline import Halfbyte
 
 from halfbyte.engine import ModelDrafter
 from halfbyte.evals.acceptance import accepted
 from halfbyte.formats.checkpoint import Checkpoint, read
-from halfbyte.formats.reference import demo_path, drafter_beside
+from halfbyte.formats.reference import demo_path
 from halfbyte.kernels.choice import choose
 from halfbyte.models.load import load, load_drafter
 from halfbyte.specs import Request
 from halfbyte.workflows.rating import Asked as Rated
 from halfbyte.workflows.rating import requests
 
-BENCH = Path(__file__).parents[1] / "bench"
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+from build_peer import server
+from peer_server import ANSWERING_S, running
+
+SERVER = server()  # in the cache folder that a test is about to replace
 DRAFTS, PROMPTS, TOKENS = 4, 32, 64
 POINTS = 0.03
 
@@ -32,13 +37,7 @@ pytestmark = pytest.mark.peers
 
 def theirs(target: Path, drafter: Path, asked: list[Request]) -> float:
     """The share of llama.cpp's drafts that its target said, too."""
-    sys.path.insert(0, str(BENCH))
-    from build_peer import server
-    from peer_server import ANSWERING_S, running
-
-    if not server().exists():
-        pytest.skip("llama-server is not built: python bench/build_peer.py")
-    command = [server(), "-m", target, "-md", drafter, "--spec-type", "draft-mtp", "-np", 1]
+    command = [SERVER, "-m", target, "-md", drafter, "--spec-type", "draft-mtp", "-np", 1]
     command += ["--spec-draft-n-max", DRAFTS, "--spec-draft-p-min", 0, "-c", 1024, "-t", 2]
     drafted = right = 0
     with running([*map(str, command)]) as address:
@@ -65,10 +64,17 @@ def ours(source: Checkpoint, drafter: Path, asked: list[Request]) -> float:
     return sum(found.by_position) / DRAFTS
 
 
-def test_llama_cpp_accepts_as_many_drafts(shared_data: Path) -> None:
-    target = demo_path()
-    drafter = drafter_beside(target)
-    assert drafter is not None
+@pytest.mark.skipif(not SERVER.exists(), reason="needs llama-server: python bench/build_peer.py")
+def test_llama_cpp_accepts_as_many_drafts(
+    halfbyte: Halfbyte, shared_data: Path, tmp_path: Path
+) -> None:
+    target, drafter = demo_path(), tmp_path / "demo.drafter.gguf"
+    lessons = shared_data / "instruct" / "p3_sample.jsonl"
+    made = halfbyte(  # of another width than its target: llama.cpp takes no other
+        "draft", "train", target, "-o", drafter, "--data", lessons, "--tokens", "4k",
+        "--passes", 2, "--hidden", 128,
+    )  # fmt: skip
+    assert made.code == 0, made.err
     source = read(target)
     chats = shared_data / "heldout" / "chat_near.jsonl"
     asked = requests(source, chats, "greedy", Rated(texts={}, prompts=PROMPTS, tokens=TOKENS))
