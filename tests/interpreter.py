@@ -47,8 +47,15 @@ def _patched_once() -> None:
     interpreter._patch_lang = patched
 
 
+def _no_idle_checks() -> None:
+    """Leaves out checks of overflow, which cost most of an operation; without `debug` what they
+    find is dropped."""
+    options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    interpreter.interpreter_builder.options = options
+
+
 def _types_once() -> None:
-    """Makes each type of block, shape and number once: most of the time otherwise."""
+    """Makes each type of block, shape and number once: much of the time otherwise."""
     language = interpreter.tl.core
     blocks: dict[Any, dict[str, Any]] = {}
     shapes: dict[Any, Any] = {}
@@ -103,5 +110,6 @@ def _columns_alike() -> None:
 
 _scalars_are_numbers()
 _patched_once()
+_no_idle_checks()
 _types_once()
 _columns_alike()

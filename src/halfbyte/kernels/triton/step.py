@@ -226,16 +226,18 @@ class TritonStep:
 
     def _bound_to(self, shape: Shape) -> tuple[Workspace, Bound]:
         """The shape, laid out in the workspace; a larger one is taken if it does not fit."""
-        space = self._workspace
-        if space is None or shape not in space.bound:
-            placed, size = self._program.places(shape)
-            slices, numbers = tables.slices_of(self._program, shape)
-            space = self._grow(size, numbers, shape.rows)
-            if len(space.bound) >= READY:
-                space.bound.pop(next(iter(space.bound)))
-            binder = _Binder(self._program, shape, placed, slices, space)
-            space.bound[shape] = binder.bound()
-        return space, space.bound[shape]
+        if self._workspace is None or shape not in self._workspace.bound:
+            self._lay_out(shape)
+        assert self._workspace is not None, "a shape is laid out in a workspace"
+        return self._workspace, self._workspace.bound[shape]
+
+    def _lay_out(self, shape: Shape) -> None:
+        placed, size = self._program.places(shape)
+        slices, numbers = tables.slices_of(self._program, shape)
+        space = self._grow(size, numbers, shape.rows)
+        if len(space.bound) >= READY:
+            space.bound.pop(next(iter(space.bound)))
+        space.bound[shape] = _Binder(self._program, shape, placed, slices, space).bound()
 
 
 @dataclass(frozen=True, slots=True)
