@@ -29,7 +29,7 @@ from build_peer import server
 from peer_server import ANSWERING_S, running
 
 SERVER = server()  # in the cache folder that a test is about to replace
-DRAFTS, PROMPTS, TOKENS = 4, 32, 64
+DRAFTS, PROMPTS, TOKENS = 4, 64, 64
 POINTS = 0.03
 
 pytestmark = pytest.mark.peers
@@ -71,7 +71,7 @@ def test_llama_cpp_accepts_as_many_drafts(
     target, drafter = demo_path(), tmp_path / "demo.drafter.gguf"
     lessons = shared_data / "instruct" / "p3_sample.jsonl"
     made = halfbyte(  # of another width than its target: llama.cpp takes no other
-        "draft", "train", target, "-o", drafter, "--data", lessons, "--tokens", "4k",
+        "draft", "train", target, "-o", drafter, "--data", lessons, "--tokens", "20k",
         "--passes", 2, "--hidden", 128,
     )  # fmt: skip
     assert made.code == 0, made.err
