@@ -26,6 +26,8 @@ from urllib.parse import urlsplit
 from build_peer import server
 from peer_server import running
 
+from halfbyte.formats.reference import DEMO, demo_path
+
 ROUNDS = 3
 
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2, help="of each stream, in a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=1000, help="ids of prompts are below")
+    parser.add_argument("--peer", help="llama-server, if not the one of bench/build_peer.py")
     parser.add_argument("--only", choices=("halfbyte", "llama.cpp"))
     arguments = parser.parse_args()
     print("| model | streams | server | tokens/s | first token, p50 ms | p99 ms |")
@@ -68,7 +71,7 @@ def measured(
     context = 64 * -(-(arguments.prompt + arguments.tokens + 8) // 64)
     ours = [sys.executable, "-m", "halfbyte", "serve", model, "--parallel", streams, "--no-page"]
     ours += ["--threads", arguments.threads, "--context", context, "--draft", "off"]
-    theirs = [server(), "-m", model, "-np", streams, "-c", streams * context, "--no-webui"]
+    theirs = [arguments.peer or server(), "-m", file_of(model), "-np", streams, "-c", streams * context, "--no-webui"]
     theirs += ["-t", arguments.threads, "-tb", arguments.threads, "-fa", "auto"]
     commands = {"halfbyte": ours, "llama.cpp": theirs}
     found: dict[str, tuple[list[float], list[float]]] = {}
@@ -83,6 +86,11 @@ def measured(
                 rates.append(rate)
                 firsts += [1e3 * it.first_s for it in samples]
     return {name: (statistics.median(rates), firsts) for name, (rates, firsts) in found.items()}
+
+
+def file_of(model: str) -> str:
+    """What the other server can open."""
+    return str(demo_path()) if model == DEMO else model
 
 
 def one_round(

@@ -224,6 +224,6 @@ function settings(world, changed) {
     number("temperature", "Temperature", 0.1, own.temperature ?? ""),
     number("top_p", "Top p", 0.05, own.top_p ?? ""),
     number("max_tokens", "Most tokens", 1, "to the end"),
-    number("seed", "Seed", 1, "another each time"),
+    number("seed", "Seed", 1, "any"),
     world.info.can_think ? h("label", { class: "switch" }, h("input", { type: "checkbox", checked: now.think ?? false, onchange: (event) => { now.think = event.target.checked; changed(); } }), h("span", {}, "Think first")) : null);
 }

@@ -71,7 +71,7 @@ export function memoryScreen(view, world) {
       h("h2", {}, "Planned and measured"),
       h("div", { class: "pair" }, h("span", {}, "plan"), stacked(parts(plan).filter((it) => !["others", "free"].includes(it.kind)), most, "Planned"), h("span", { class: "right" }, bytes(planned))),
       h("div", { class: "pair" }, h("span", {}, "now"), stacked(bars, most, "Measured"), h("span", { class: "right" }, bytes(used))),
-      legend(bars),
+      legend(compared(parts(plan), bars)),
       h("p", { class: "muted" }, `Measured is what the process grew by since its libraries were there (${bytes(memory.libraries ?? 0)}); of the cache, what has been used.`));
     const points = world.history.map((it) => [it.at / 1000, it.memory.resident]);
     const pages = world.history.filter((it) => it.engine).map((it) => [it.at / 1000, it.engine.pages_held / it.engine.pages]);
@@ -93,6 +93,15 @@ export function memoryScreen(view, world) {
 
 function own(plan) {
   return plan.rows.filter((it) => !["runtime.other_processes", "runtime.margin"].includes(it.component)).reduce((sum, it) => sum + it.bytes, 0);
+}
+
+// Of every kind what was planned and what is there; the process's own share is what is left over.
+function compared(planned, measured) {
+  return Object.keys(KINDS).filter((it) => !["others", "free"].includes(it)).map((kind) => {
+    const [told, real] = [planned, measured].map((list) => list.find((it) => it.kind === kind)?.value);
+    const words = [told && `${bytes(told)} planned`, real && `${bytes(real)} now${kind === "runtime" ? ", with activations" : ""}`].filter(Boolean);
+    return { kind, label: `${KINDS[kind]}: ${words.join(", ")}`, value: words.length };
+  }).filter((it) => it.value);
 }
 
 function legend(list) {

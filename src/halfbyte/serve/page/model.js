@@ -27,7 +27,7 @@ export function modelScreen(view, { info }) {
     h("section", { class: "card" }, h("h2", {}, "From elsewhere"),
       snippet("curl", `curl ${base}/chat/completions \\\n  -H 'Content-Type: application/json' \\\n  -d '{"messages": [{"role": "user", "content": "Hello"}]}'`),
       snippet("Python, the openai package", `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}", api_key="none")\nanswer = client.chat.completions.create(\n    model="${info.model}",\n    messages=[{"role": "user", "content": "Hello"}],\n)\nprint(answer.choices[0].message.content)`),
-      snippet("Dify: Model Provider, OpenAI-API-compatible", `Model Name             ${info.model}\nAPI endpoint URL       ${docker}\nCompletion mode        Chat\nModel context size     ${info.context}\nUpper bound for max tokens   ${Math.min(info.context, 4096)}\nFunction calling       ${info.tools ? "Tool Call" : "Not Support"}\nDelimiter              \\n\\n`),
+      snippet("Dify: Model Provider, OpenAI-API-compatible", `Model Name                  ${info.model}\nAPI endpoint URL            ${docker}\nCompletion mode             Chat\nModel context size          ${info.context}\nUpper bound for max tokens  ${Math.min(info.context, 4096)}\nFunction calling            ${info.tools ? "Tool Call" : "Not Support"}\nDelimiter                   \\n\\n`),
       snippet("Claude Code", `ANTHROPIC_BASE_URL=${location.origin} ANTHROPIC_AUTH_TOKEN=none claude --model ${info.model}`),
       snippet("llm", `llm openai endpoint ${base} --models`)),
     info.template ? h("details", { class: "card" }, h("summary", {}, "Chat template"), h("pre", { tabindex: 0 }, info.template)) : null));

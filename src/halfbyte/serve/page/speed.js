@@ -47,13 +47,13 @@ function acceptance(recent) {
   return h("div", {}, columns(found, "Drafts that were right, by their place in a round"), h("p", { class: "muted" }, `${(1 + accepted / rounds).toFixed(2)} tokens a round, the model's own among them; ${count(rounds)} rounds`));
 }
 
-const BORDERS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, Infinity];
+const BORDERS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, Infinity]; // seconds
 
 function histogram(seconds) {
-  const names = BORDERS.map((it, index) => (it === Infinity ? `> ${BORDERS[index - 1]} s` : it < 1 ? `${1000 * it} ms` : `${it} s`));
+  const names = BORDERS.map((it, index) => (it === Infinity ? "more" : `${index ? "" : "≤ "}${it}`));
   const counts = BORDERS.map((high, index) => seconds.filter((it) => it <= high && it > (BORDERS[index - 1] ?? -1)).length);
   const most = Math.max(1, ...counts);
-  return columns(counts.map((it, index) => ({ label: names[index], value: it / most, text: it ? String(it) : "" })), "Time to the first token");
+  return columns(counts.map((it, index) => ({ label: names[index], value: it / most, text: it ? String(it) : "" })), "Seconds to the first token");
 }
 
 function answers(recent) {
