@@ -71,8 +71,17 @@ def measured(
     context = 64 * -(-(arguments.prompt + arguments.tokens + 8) // 64)
     ours = [sys.executable, "-m", "halfbyte", "serve", model, "--parallel", streams, "--no-page"]
     ours += ["--threads", arguments.threads, "--context", context, "--draft", "off"]
-    theirs = [arguments.peer or server(), "-m", file_of(model), "-np", streams, "-c", streams * context, "--no-webui"]
-    theirs += ["-t", arguments.threads, "-tb", arguments.threads, "-fa", "auto"]
+    theirs = [arguments.peer or server(), "-m", file_of(model), "-np", streams, "--no-webui"]
+    theirs += [
+        "-c",
+        streams * context,
+        "-t",
+        arguments.threads,
+        "-tb",
+        arguments.threads,
+        "-fa",
+        "auto",
+    ]
     commands = {"halfbyte": ours, "llama.cpp": theirs}
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name, command in commands.items():

@@ -1,10 +1,10 @@
 """Half an hour of everything at once: whether a server grows, loses pages, or gets stuck.
 
-    python bench/soak.py [MODEL] [--minutes 30] [--clients 8]
+    python bench/soak.py [MODEL] [--minutes 30] [--clients 8] [--pause 0]
 
 Clients with different habits (chats that go on, titles, schemas, several choices, Anthropic's and
 the Responses API, nonsense) talk to a server of ours on this machine; a third of them leave at a
-random moment. It fails if memory grew by more than 2 % from the end of the first fifth to the end,
+random moment, and each rests for `--pause` seconds on average before it asks again. It fails if memory grew by more than 2 % from the end of the first fifth to the end,
 if at the end anything is held that is not merely kept, or if any answer was a 5xx.
 """
 
@@ -24,6 +24,7 @@ from urllib.request import urlopen
 
 from peer_server import running
 
+PATIENCE_S = 3600
 WORDS = (
     "the",
     "sea",
@@ -52,6 +53,9 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument(
+        "--pause", type=float, default=0, help="seconds between a client's requests"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "halfbyte", "serve", arguments.model, "--parallel", "4"]
@@ -70,7 +74,8 @@ def soak(address: str, arguments: argparse.Namespace) -> dict[str, object]:
     start = monotonic()
     with ThreadPoolExecutor(arguments.clients + 1) as pool:
         clients = [
-            pool.submit(client, address, seed, end, statuses) for seed in range(arguments.clients)
+            pool.submit(client, address, seed, end, arguments.pause, statuses)
+            for seed in range(arguments.clients)
         ]
         while monotonic() < end:
             sizes.append((monotonic() - start, metric(address, 'memory_bytes{kind="resident"}')))
@@ -96,7 +101,7 @@ def soak(address: str, arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def client(address: str, seed: int, end: float, statuses: Counter[int]) -> None:
+def client(address: str, seed: int, end: float, pause: float, statuses: Counter[int]) -> None:
     """One client, with habits by chance. The status 0 is: it left."""
     chance = random.Random(seed)
     talk: list[dict[str, str]] = []
@@ -104,6 +109,7 @@ def client(address: str, seed: int, end: float, statuses: Counter[int]) -> None:
         path, body, talk = habit(chance, talk)
         leaves = chance.random() < 0.33
         statuses[ask(address, path, body, chance.uniform(0, 0.5) if leaves else None)] += 1
+        sleep(chance.uniform(0, 2 * pause))
 
 
 def habit(
@@ -144,7 +150,7 @@ def ask(address: str, path: str, body: object, leaves_after: float | None) -> in
     head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     place = (parts.hostname or "", parts.port or 0)
-    with socket.create_connection(place, timeout=300) as connection:
+    with socket.create_connection(place, timeout=PATIENCE_S) as connection:
         connection.sendall(head.encode() + data)
         if leaves_after is not None:
             sleep(leaves_after)
@@ -156,7 +162,7 @@ def ask(address: str, path: str, body: object, leaves_after: float | None) -> in
 
 
 def metric(address: str, name: str) -> float:
-    with urlopen(f"{address}/metrics", timeout=60) as reply:
+    with urlopen(f"{address}/metrics", timeout=PATIENCE_S) as reply:
         text = reply.read().decode()
     found = re.search(rf"^halfbyte_{re.escape(name)} (\S+)$", text, re.MULTILINE)
     assert found is not None, name
