@@ -72,16 +72,8 @@ def measured(
     ours = [sys.executable, "-m", "halfbyte", "serve", model, "--parallel", streams, "--no-page"]
     ours += ["--threads", arguments.threads, "--context", context, "--draft", "off"]
     theirs = [arguments.peer or server(), "-m", file_of(model), "-np", streams, "--no-webui"]
-    theirs += [
-        "-c",
-        streams * context,
-        "-t",
-        arguments.threads,
-        "-tb",
-        arguments.threads,
-        "-fa",
-        "auto",
-    ]
+    theirs += ["-c", streams * context, "-fa", "auto"]
+    theirs += ["-t", arguments.threads, "-tb", arguments.threads]
     commands = {"halfbyte": ours, "llama.cpp": theirs}
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name, command in commands.items():

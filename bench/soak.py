@@ -4,8 +4,9 @@
 
 Clients with different habits (chats that go on, titles, schemas, several choices, Anthropic's and
 the Responses API, nonsense) talk to a server of ours on this machine; a third of them leave at a
-random moment, and each rests for `--pause` seconds on average before it asks again. It fails if memory grew by more than 2 % from the end of the first fifth to the end,
-if at the end anything is held that is not merely kept, or if any answer was a 5xx.
+random moment, and each rests for `--pause` seconds on average before it asks again. It fails if
+memory grew by more than 2 % from the end of the first fifth to the end, if at the end anything is
+held that is not merely kept, or if any answer was a 5xx.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument(
-        "--pause", type=float, default=0, help="seconds between a client's requests"
-    )
+    parser.add_argument("--pause", type=float, default=0, help="seconds of rest")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "halfbyte", "serve", arguments.model, "--parallel", "4"]
