@@ -202,6 +202,22 @@ def test_nothing_is_wider_than_the_window(page: Any, width: int):
         assert wide <= 0, name
 
 
+def test_on_a_phone_the_conversations_come_and_go(page: Any):
+    page.set_viewport_size({"width": 390, "height": 740})
+    opens = page.get_by_role("button", name="Conversations", exact=True)
+    side = page.locator(".side")
+    for leave in (
+        lambda: page.mouse.click(350, 200),
+        lambda: page.keyboard.press("Escape"),
+        lambda: page.get_by_role("button", name="New conversation").click(),
+    ):
+        assert not side.is_visible()
+        opens.click()
+        page.locator(".side.open").wait_for()
+        leave()
+        side.wait_for(state="hidden")
+
+
 def test_every_control_has_a_name(page: Any):
     for name in ("chat", "memory", "speed", "model"):
         page.goto(f"{page.url.split('#')[0]}#{name}")
@@ -219,10 +235,10 @@ def test_a_key_is_asked_for(browser: Any):
         page = browser.new_page()
         page.set_default_timeout(WAIT_MS)
         page.goto(served.url)
-        page.get_by_label("Key").fill("wrong")
+        page.locator("#key-input").fill("wrong")
         page.keyboard.press("Enter")
         page.wait_for_timeout(300)
-        page.get_by_label("Key").fill("sk-1")
+        page.locator("#key-input").fill("sk-1")
         page.keyboard.press("Enter")
         page.locator(".compose textarea").wait_for()
         assert "sk-1" not in page.url

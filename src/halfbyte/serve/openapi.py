@@ -33,6 +33,7 @@ GET = {
     "/v1/models/{name}": "One of them.",
     "/props": "What llama.cpp's clients ask for.",
     "/health": "Whether the server works.",
+    "/v1/health": "The same.",
     "/livez": "The same.",
     "/readyz": "Whether it takes requests.",
     "/metrics": "Counters, as Prometheus reads them.",
@@ -47,7 +48,7 @@ STREAMS = {
     "/api/events",
 }
 OTHERS = {"/metrics": "text/plain"}
-ALWAYS_OPEN = {"/health", "/livez", "/readyz"}
+ALWAYS_OPEN = {"/health", "/v1/health", "/livez", "/readyz"}
 
 
 def document_of(version: str) -> Object:
@@ -107,6 +108,7 @@ def _failures(path: str) -> dict[str, str]:
         "401": "A key is needed.",
         "403": "Not from this host or origin.",
         "404": "There is no such model.",
+        "408": "The body did not arrive in time.",
         "413": "The body is too large.",
         "415": "The body is encoded.",
         "429": "Too many wait already.",

@@ -25,7 +25,7 @@ export function chatScreen(view, world) {
     iconButton("tune", "Settings", () => panel.classList.toggle("open")),
     h("label", { class: "switch" }, h("input", { type: "checkbox", checked: colours, onchange: (event) => { colours = event.target.checked; localStorage.setItem("halfbyte-colours", colours ? "on" : "off"); draw(); } }), h("span", {}, "drafted tokens")),
     gauge);
-  view.replaceChildren(side, h("section", { class: "talk" }, log, h("div", { class: "foot" }, panel, form, tools)));
+  view.replaceChildren(side, h("section", { class: "talk", onclick: (event) => { if (!event.target.closest(".tools .icon")) shut(); } }, log, h("div", { class: "foot" }, panel, form, tools)));
 
   const grow = () => { input.style.height = "auto"; input.style.height = `${Math.min(input.scrollHeight, 220)}px`; };
   const near = () => log.scrollHeight - log.scrollTop - log.clientHeight < 80;
@@ -202,9 +202,10 @@ export function chatScreen(view, world) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !phone) { event.preventDefault(); if (!running) submit(); }
     if (event.key === "ArrowUp" && !input.value && !running) { const last = chat.messages.findLastIndex((it) => it.role === "user"); if (last >= 0) { event.preventDefault(); edit(last); } }
   });
+  const shut = () => { const open = side.classList.contains("open"); side.classList.remove("open"); return open; };
   const keys = (event) => {
-    if (event.key === "Escape") running?.abort();
-    if (event.key === "/" && document.activeElement === document.body) { event.preventDefault(); input.focus(); }
+    if (event.key === "Escape" && !shut()) running?.abort();
+    if (event.key === "/" && !document.activeElement?.closest("input, textarea, select")) { event.preventDefault(); input.focus(); }
     if (event.key.toLowerCase() === "k" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); take_up(FRESH()); }
   };
   addEventListener("keydown", keys);
