@@ -225,6 +225,53 @@ def test_a_head_that_does_not_come_is_not_waited_for(llm: LLM, monkeypatch):
         assert served.get("/health").status == 200
 
 
+def test_who_has_no_request_makes_room(llm: LLM):
+    """Beyond the bound of connections the one goes that has been idle for longest."""
+    with serving(llm, connections=8) as served:
+        idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(8)]
+        for connection in idle[:4]:
+            connection.sendall(head("/health", method="GET"))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert served.send("POST", API, BODY).status == 200
+        idle[4].settimeout(WAIT_S)
+        with suppress(ConnectionError):
+            assert idle[4].recv(10) == b""  # the first of those that had never asked
+        idle[0].sendall(head("/health", method="GET"))
+        assert b"HTTP/1.1 200" in idle[0].recv(65536)
+        for connection in idle:
+            connection.close()
+
+
+def test_where_all_are_busy_the_next_is_told_to_come_back(llm: LLM):
+    with serving(llm, connections=4, body_s=2.0) as served:
+        slow = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(4)]
+        for connection in slow:
+            connection.sendall(head(API, "Content-Length: 100", method="POST") + b"{")
+        time.sleep(0.3)
+        reply = served.send("POST", API, BODY)
+        assert reply.status == 503 and reply.json["error"]["code"] == "overloaded"
+        assert reply.headers["retry-after"] == "5"
+        for connection in slow:
+            connection.settimeout(WAIT_S)
+            assert status(connection.recv(65536)) == 408
+            connection.close()
+        assert served.send("POST", API, BODY).status == 200
+
+
+def test_a_body_that_drips_is_not_waited_for(served: Served):
+    """However regularly: it may take its time and what its size needs, no more."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_S) as connection:
+        connection.sendall(head(API, "Content-Length: 60000", method="POST"))
+        start, found = time.monotonic(), b""
+        connection.settimeout(0.1)
+        while not found and time.monotonic() - start < WAIT_S:
+            with suppress(ConnectionError):
+                connection.sendall(b" ")
+            with suppress(TimeoutError):
+                found = connection.recv(65536)
+        assert status(found) == 408
+
+
 @pytest.mark.parametrize(
     "lines",
     [
