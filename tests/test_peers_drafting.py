@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from build_peer import server
 from peer_server import ANSWERING_S, running
 
+pytest.importorskip("llama_cpp", reason="needs the extra 'peers'")
 SERVER = server()  # in the cache folder that a test is about to replace
 DRAFTS, PROMPTS, TOKENS = 4, 64, 64
 POINTS = 0.03
