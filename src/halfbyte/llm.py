@@ -30,8 +30,6 @@ from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
 from halfbyte.kernels.choice import choose, declined, usable
 from halfbyte.kernels.contract import OpSet
-from halfbyte.kernels.cpu import CPUOps
-from halfbyte.kernels.triton import TritonOps
 from halfbyte.models.load import load, load_drafter
 from halfbyte.planner.calibration import read_store
 from halfbyte.planner.monitor import sample
@@ -175,7 +173,7 @@ class LLM:
             sequences=options.parallel,
             spare=options.spare,
             draft=most_drafts(options.draft),
-            reference=not isinstance(ops, (CPUOps, TritonOps)),
+            reference=ops.name == "reference",
         )
         companion = None if drafter is None else companion_of(options.drafter, drafter)
         self._described = opened(model, source, companion, self.adapters)

@@ -11,7 +11,6 @@ from halfbyte import env
 from halfbyte.errors import InvalidInputError, UnsupportedError
 from halfbyte.kernels.contract import OpSet
 from halfbyte.kernels.cpu import INSTRUCTION_SETS, CPUOps, instruction_set, lacking
-from halfbyte.kernels.triton import TritonOps
 from halfbyte.specs import DType, ModelSpec
 
 if TYPE_CHECKING:
@@ -70,6 +69,8 @@ def declined(spec: ModelSpec, device: str) -> str | None:
     """Why the reference would run on a GPU; None where Triton's kernels do, and on a CPU."""
     if not usable(device).startswith("cuda"):
         return None
+    from halfbyte.kernels.triton import TritonOps  # only where there is a GPU
+
     return _lacks_triton(usable(device)) or TritonOps.lacks(spec)
 
 
@@ -110,6 +111,7 @@ def _reference(
 
 
 def _triton(device: str, dtype: DType) -> OpSet:
+    from halfbyte.kernels.triton import TritonOps
     from halfbyte.kernels.triton.device import Device
 
     return TritonOps(Device(device), operands="f32" if dtype == "f32" else "bf16")

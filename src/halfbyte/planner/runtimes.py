@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from halfbyte import env
 from halfbyte.kernels.contract import KVLayout, Step
 from halfbyte.kernels.cpu import CPUOps, CPUStep, instruction_set
-from halfbyte.kernels.triton import Recorded, TritonOps
 from halfbyte.models.cache import CacheShape
 from halfbyte.models.load import (
     TOKENS,
@@ -29,6 +28,7 @@ from halfbyte.specs import Basis, DeviceKind, ModelSpec, Row, Scheme, Setup
 
 if TYPE_CHECKING:
     from halfbyte.formats.lora import Adapter
+    from halfbyte.kernels.triton import Recorded
 
 MIB = 2**20
 # A CUDA context with PyTorch's kernels and cuBLAS's workspace.
@@ -95,8 +95,11 @@ def runtime_of(
     native = kind == "cpu" and instruction_set() is not None and CPUOps.lacks(spec) is None
     if native and not reference:
         return NativeRuntime(spec, schemes, adapters)
-    if kind == "cuda" and TritonOps.lacks(spec) is None and not reference:
-        return TritonRuntime(spec, schemes, adapters)
+    if kind == "cuda" and not reference:
+        from halfbyte.kernels.triton import TritonOps  # only who asks for a card waits for it
+
+        if TritonOps.lacks(spec) is None:
+            return TritonRuntime(spec, schemes, adapters)
     return ReferenceRuntime(kind, spec, schemes, adapters)
 
 
@@ -141,16 +144,18 @@ class TritonRuntime:
     def __init__(
         self, spec: ModelSpec, schemes: Mapping[str, Scheme], adapters: Sequence[Adapter] = ()
     ) -> None:
+        from halfbyte.kernels.triton import TritonOps
+
         self._ops = ops = TritonOps()
         self.name = ops.name
         self.adapter_bytes = tuple(packed_adapter_bytes(it, TritonOps()) for it in adapters)
         self._decoder = outline(spec, schemes, ops, adapters)
         self.packed_bytes = ops.packed_bytes - sum(self.adapter_bytes)
         self._cache = self._decoder.new_cache(CacheShape(pages=1, ring_slack=1))
-        self._step = _recorded(self._cache.step)
+        self._step = cast("Recorded", self._cache.step)
 
     def kv_bytes(self, layout: KVLayout) -> int:
-        return TritonOps.kv_bytes(layout)
+        return self._ops.kv_bytes(layout)
 
     def scratch_bytes(self, rows: int, wanted: int, setup: Setup) -> int:
         cells = setup.sequences * setup.context
@@ -160,7 +165,7 @@ class TritonRuntime:
         before, rows = self._ops.packed_bytes, setup.sequences
         model = outline_drafter(drafter.spec, drafter.schemes, self._decoder, self._ops)
         packed = self._ops.packed_bytes - before
-        step = _recorded(model.recorded(self._cache))
+        step = cast("Recorded", model.recorded(self._cache))
         cells = setup.sequences * setup.context
         return packed, step.scratch_bytes(rows, rows, rows, cells)
 
@@ -226,11 +231,6 @@ def _cuda_context() -> Row:
         basis="calibrated",
         note="a CUDA context and its libraries",
     )
-
-
-def _recorded(step: Step) -> Recorded:
-    assert isinstance(step, Recorded)
-    return step
 
 
 def _native(step: Step) -> CPUStep:
