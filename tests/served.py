@@ -148,6 +148,9 @@ class Command:
             self.said.append(line)
             found = re.search(r"(http://\S+)/v1 for clients", line)
             if found:
+                # Nobody else reads on, and a full pipe would keep the server waiting.
+                rest = (self.process.stderr,)
+                threading.Thread(target=self.said.extend, args=rest, daemon=True).start()
                 return found[1]
         raise AssertionError("".join(self.said))
 

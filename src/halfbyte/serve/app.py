@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -44,6 +44,7 @@ def application(service: Service) -> ASGIApp:
         exception_handlers={
             HTTPException: _of_starlette,
             Failure: _of_failure,
+            ClientDisconnect: _of_departure,
             Exception: _of_failure,
         },
     )
@@ -258,6 +259,11 @@ def _counted(service: Service) -> Callable[[str, int], None]:
 
 async def _of_failure(request: Request, error: Exception) -> Response:
     return respond(failure_of(error), request.scope)
+
+
+async def _of_departure(request: Request, error: Exception) -> Response:
+    """Who left before the body was there: nobody reads this, and it is no fault of ours."""
+    return Response(status_code=499)
 
 
 async def _of_starlette(request: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import cast
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -22,6 +23,7 @@ from halfbyte.serve.settings import MAX_HEADER_BYTES
 
 HEAD_S = 20.0
 IDLE_S = 5
+LINGER_S = 1.0
 LAST_FRAMES_S = 2.0
 
 Talk = Callable[[str], None]
@@ -79,6 +81,12 @@ class Impatient(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._since = self.loop.time()
+        if self.conn.their_state is h11.SEND_BODY:
+            # Refused before its body was there: the rest is not read, and whoever sends on may
+            # still read the answer before the door shuts.
+            self.transport.pause_reading()
+            self.loop.call_later(LINGER_S, self.transport.close)
+            return
         super().on_response_complete()
 
     @property
