@@ -40,10 +40,11 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/halfbyte run demo --raw "$(PROMPT)" --temperature 0.7 --seed 3 --max-tokens 80 --stats
 
-# One thread: the tests' matrices are small, and threads that wait for a busy core cost tenfold.
+# A process for each processor with one thread: the tests' matrices are small, and threads that wait
+# for a busy core cost tenfold. Tests of a file stay together and share what they set up.
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ and vLLM send and accept.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from math import isfinite
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -253,7 +253,7 @@ def read(form: type[Form], body: bytes) -> Form:
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
+def refusing() -> Generator[None]:
     """What is not valid inside is refused, naming the field: also what one form makes of another,
     which may be valid in its own words and not in those."""
     try:
