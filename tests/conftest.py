@@ -9,6 +9,13 @@ from pathlib import Path
 # machine that is the difference between minutes and hours. Must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
+# Triton reads this when it is imported, by whomever: where there is no card, its kernels run in the
+# interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 from commandline import Halfbyte, runner
 

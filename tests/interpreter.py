@@ -1,22 +1,18 @@
-"""Triton's interpreter, for tests of the kernels on a CPU. Import before `triton`.
+"""Triton's interpreter, for tests of the kernels on a CPU; conftest.py turns it on.
 
 Where there is a CUDA device the kernels are compiled instead, and the same tests run on it.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import torch
+from triton.runtime import interpreter
 
 COLUMNS = 16
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from triton.runtime import interpreter  # noqa: E402
 
 
 def _scalars_are_numbers() -> None:

@@ -640,7 +640,7 @@ def test_an_outline_of_a_gguf_is_its_header(fake: FakeHub, gguf: bytes, kind: hu
     outline, model = read(path), read(demo_path())
     assert outline.spec == model.spec
     assert outline.schemes == model.schemes
-    assert outline.has_text
+    assert outline.pieces is not None
     assert path.stat().st_size == len(gguf)
     assert fake.served <= 4 * GGUFFile(demo_path()).header_bytes + headers.FIRST
     assert path.stat().st_blocks * 512 < 2_000_000
@@ -653,7 +653,7 @@ def test_an_outline_of_shards_is_their_headers(fake: FakeHub, weights: int) -> N
     path = hub.outlined(REPO, patience=QUICK)
     outline = read(path)
     assert sum(outline.schemes[t.name].bytes(t.shape) for t in outline.spec.tensors()) == weights
-    assert outline.has_text
+    assert outline.pieces is not None
     assert weights > 50_000_000 > 50 * fake.served
     assert not any(asked.path.endswith("tokenizer.json") for asked in fake.transfers())
 
@@ -675,7 +675,7 @@ def test_divisors_of_a_gguf_are_in_its_outline(fake: FakeHub, tmp_path: Path) ->
     fake.files = {"x.gguf": (tmp_path / "x.gguf").read_bytes()}
     outline = read(hub.outlined(REPO, patience=QUICK))
     assert outline.spec == spec
-    assert not outline.has_text
+    assert outline.pieces is None
 
 
 def test_what_was_pulled_is_its_own_outline(fake: FakeHub, gguf: bytes) -> None:
