@@ -239,6 +239,7 @@ def test_who_has_no_request_makes_room(llm: LLM):
     """Beyond the bound of connections the one goes that has been idle for longest."""
     with serving(llm, connections=8) as served:
         idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(8)]
+        time.sleep(0.3)  # all are in, and none but them
         for connection in idle[:4]:
             assert healthy(connection)
         assert served.send("POST", API, BODY).status == 200
