@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from random_model import RandomModel, read_config
 from tensor_memory import TensorMemory
 
 from halfbyte.evals.reference import Baseline
 from halfbyte.families import spec_of
+from halfbyte.formats.lora_writing import updates_for
 from halfbyte.planner.grid_training import costs_on_grid
 from halfbyte.planner.training import Training
 from halfbyte.quantizer.stages import Stages
 from halfbyte.specs import ModelSpec, recipe_of
+from halfbyte.training import loop
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.distilling import Distillation, Lesson
 from halfbyte.training.loop import Regimen
@@ -77,8 +78,9 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool) -> int:
     some = samples(spec, 2 * BATCH, LENGTH)
     states = np.zeros((2 * BATCH * LENGTH, spec.hidden), np.float32)
     head = original.tensor(spec.head_name)
+    updates = updates_for(spec, rank=8, alpha=8) if mode == "adapter" else ()
     with TensorMemory() as memory:
-        trainer = Trainer(mode=mode, rank=8, small=small_)
+        trainer = Trainer(mode=mode, rank=8, small=small_, adapter=updates)
         tensors = trainer.tensors(original.tensor, stored)
         student = Student(spec, tensors, TrainingOps(), again=again)
         optimizer = trainer.optimizer(tensors)
@@ -93,7 +95,8 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool) -> int:
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"), [("full", "qat"), ("lora", "qat-lora"), ("scales", "scales")]
+    ("mode", "name"),
+    [("full", "qat"), ("lora", "qat-lora"), ("scales", "scales"), ("adapter", "adapter")],
 )
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("small_", [False, True])
@@ -137,13 +140,19 @@ def test_a_layer_at_a_time_takes_what_is_planned_at_any_depth(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_layers_of_a_12b_take_the_same_at_any_depth(tmp_path: Path) -> None:
-    torch.set_num_threads(2)
-    peaks: list[int] = []
-    for depth in (6, 12):
-        spec = sized(depth, vocab_size=1024)
-        peak, states = by_layers(spec, tmp_path / str(depth), length=64, at_once=1)
-        peaks.append(peak - states)
-        expected = planned(spec, "blockwise", batch=1, length=64)
-        assert peak - states == pytest.approx(expected, rel=0.05)
-    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+@pytest.mark.parametrize("depth", [6, 12])
+def test_layers_of_a_12b_take_the_same_at_any_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """That is, what is planned, which says nothing of the depth. Five minutes, and ten; 5.5 GB.
+
+    Nothing is saved on the way: of each layer it would be five GB.
+    """
+    monkeypatch.setattr(loop, "save", lambda *_: None)
+    monkeypatch.setattr(loop, "restore", lambda *_: {})
+    spec = sized(depth, vocab_size=1024)
+    peak, states = by_layers(spec, tmp_path, length=64, at_once=1)
+    expected = planned(spec, "blockwise", batch=1, length=64)
+    print(depth, "layers:", peak - states, "bytes, planned", expected)
+    assert expected == planned(sized(48), "blockwise", batch=1, length=64)
+    assert peak - states == pytest.approx(expected, rel=0.01)
