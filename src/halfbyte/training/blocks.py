@@ -11,15 +11,18 @@ The loss is the mean square of the difference, over that of what the layer adds:
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from halfbyte.formats.atomic import atomic_file
 from halfbyte.formats.checkpoint import Source
 from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import layer_weights
@@ -132,9 +135,10 @@ class Layerwise:
         flows = [Flow(original.spec, windows, stages.folder, at_once=at_once) for _ in range(2)]
         self._wanted, self._given = flows
         self._decoders = outer(original, ops), outer(start, ops)
+        self._outcomes = _Outcomes(stages.folder)
 
     def run(self, tell: Callable[[str], Tell], job: Mapping[str, Any]) -> dict[str, Outcome]:
-        """Trains what is not there yet; how each layer of this process ended, by name."""
+        """Trains what is not there yet; how each layer ended, by name."""
         with torch.no_grad():
             self._wanted.enter(self._decoders[0])
             self._given.enter(self._decoders[1])
@@ -149,8 +153,10 @@ class Layerwise:
             self._advance(self._wanted, self._decoders[0], stage, original)
             if not self._stages.has(stage):
                 tensors = self._trainer.tensors(self._original.tensor, begun)
-                ended[stage] = self._train(stage, tensors, tell(stage), job)
+                outcome = self._train(stage, tensors, tell(stage), job)
+                self._outcomes.save(stage, outcome)
                 self._stages.save(stage, dict(tensors.results()))
+            ended[stage] = self._outcomes.load(stage)
             made = dict(self._stages.load(stage))
             self._advance(self._given, self._decoders[1], stage, made)
         return ended
@@ -182,6 +188,24 @@ class Layerwise:
         self, flow: Flow, decoder: Decoder, stage: str, stored: Mapping[str, QTensor]
     ) -> None:
         Layer(decoder, self._ops, _number(stage), Tensors(stored, {})).advance(flow)
+
+
+class _Outcomes:
+    """How the layers ended that are done, for a run that goes on behind them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, stage: str, outcome: Outcome) -> None:
+        data = json.dumps(asdict(outcome)).encode()
+        with atomic_file(self._place(stage), size=len(data)) as file:
+            file.write(data)
+
+    def load(self, stage: str) -> Outcome:
+        return Outcome(**json.loads(self._place(stage).read_text(encoding="utf-8")))
+
+    def _place(self, stage: str) -> Path:
+        return self._folder / f"{stage}.json"
 
 
 def _number(stage: str) -> int:
