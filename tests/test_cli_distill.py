@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commandline import Halfbyte
 
 from halfbyte.formats.checkpoint import read
 from halfbyte.formats.fingerprint import fingerprint
+from halfbyte.formats.lora_writing import updates_for, write_adapter
 from halfbyte.formats.manifest import described
+from halfbyte.numerics.codec import encode
+from halfbyte.specs import SCHEMES
 from halfbyte.training import loop
 from halfbyte.training.modes import MODES
 
@@ -37,7 +41,7 @@ def bytes_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "adapter"])
 def test_every_mode_comes_out_better_or_says_so(
     halfbyte: Halfbyte, stories260k: Path, stories: Path, tmp_path: Path, mode: str
 ) -> None:
@@ -71,7 +75,7 @@ def start_of(halfbyte: Halfbyte, model: Path, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("mode", ["full", "blockwise"])
+@pytest.mark.parametrize("mode", ["full", "blockwise", "adapter"])
 def test_killed_and_started_again_it_ends_in_the_same_bytes(
     halfbyte: Halfbyte,
     stories260k: Path,
@@ -81,17 +85,24 @@ def test_killed_and_started_again_it_ends_in_the_same_bytes(
     mode: str,
 ) -> None:
     start = start_of(halfbyte, stories260k, tmp_path)
+    suffix = "" if mode == "adapter" else ".gguf"
 
     def distill(name: str) -> Any:
         return halfbyte(
-            "distill", stories260k, "-o", tmp_path / name, "--data", stories, "--mode", mode,
-            "--start", start, *QUICK,
+            "distill", stories260k, "-o", tmp_path / f"{name}{suffix}", "--data", stories,
+            "--mode", mode, "--start", start, *QUICK,
         )  # fmt: skip
 
-    assert distill("whole.gguf").code in (0, 7)
-    whole = tmp_path / "whole.gguf"
-    if not whole.exists():
-        whole = tmp_path / "whole.gguf.work" / "new" / "whole.gguf"
+    def made(name: str) -> dict[str, bytes]:
+        """What was trained, in its place or refused one."""
+        path = tmp_path / f"{name}{suffix}"
+        if not path.exists():
+            path = tmp_path / f"{name}{suffix}.work" / "new" / path.name
+        if path.is_dir():
+            return {file.name: file.read_bytes() for file in path.glob("adapter*")}
+        return {name: q.data.tobytes() for name, q in read(path).tensors()}
+
+    assert distill("whole").code in (0, 7)
     taken = loop._Run._advance
     left = [4]
 
@@ -107,18 +118,118 @@ def test_killed_and_started_again_it_ends_in_the_same_bytes(
     monkeypatch.setattr(loop._Run, "_advance", stopped)
     for _ in range(20):
         try:
-            done = distill("parts.gguf")
+            done = distill("parts")
         except KeyboardInterrupt:
             continue
         if done.code in (0, 7):
             break
-    parts = tmp_path / "parts.gguf"
-    if not parts.exists():
-        parts = tmp_path / "parts.gguf.work" / "new" / "parts.gguf"
-    first, second = (
-        {name: q.data.tobytes() for name, q in read(path).tensors()} for path in (whole, parts)
+    assert made("parts") == made("whole")
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    """A task that is soon learned: one sort of answer to one sort of question."""
+    path = tmp_path / "chats.jsonl"
+    said = [
+        {"prompt": f"How many birds are in tree {n}?", "response": f"Tree {n} has {n} red birds."}
+        for n in range(300)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in said), encoding="utf-8")
+    return path
+
+
+def test_an_adapter_learns_a_task_beside_a_quantized_model(
+    halfbyte: Halfbyte, tiny_gemma4: Path, chats: Path, tmp_path: Path
+) -> None:
+    body, out = start_of(halfbyte, tiny_gemma4, tmp_path), tmp_path / "birds"
+    before, held = body.read_bytes(), tmp_path / "held.jsonl"
+    held.write_text(
+        json.dumps({"prompt": "How many birds are in tree 777?", "response": "Tree 777 has 777"}),
+        encoding="utf-8",
     )
-    assert first == second
+    common = (
+        "distill", tiny_gemma4, "-o", out, "--task-data", chats, "--mode", "adapter",
+        "--target", "q_proj", "--target", "down_proj", "--rank", "4", "--rate", "0.003",
+    )  # fmt: skip
+    done = halfbyte(*common, "--start", body, *QUICK, "--steps", "12", "--held-out", held, "--json")
+    assert done.code == 0, done.err
+    told = done.document
+    assert told["mode"] == "adapter" and told["beside"] == str(body) and told["path"] == str(out)
+    outcome = told["outcomes"]["adapter"]
+    assert outcome["best"] < 0.9 * outcome["before"]
+    assert told["texts"][0]["perplexity"] < told["before"][0]["perplexity"]
+    assert body.read_bytes() == before
+    made = described(out)
+    assert made["method"] == "distill" and made["recipe"] == "adapter"
+    assert made["body"]["name"] == body.stem
+    assert made["measurements"]["texts"][0]["perplexity"] == told["texts"][0]["perplexity"]
+    shown = halfbyte("inspect", out, "--json").document
+    assert {item["name"].rpartition(".")[2] for item in shown["modules"]} == {"q_proj", "down_proj"}
+    measured = halfbyte("eval", body, "--lora", out, "--text", held, "--json").document
+    assert measured["texts"][0]["perplexity"] == told["texts"][0]["perplexity"]
+    again = halfbyte(*common, "--start", body, *QUICK)
+    assert again.code == 2 and "another task" in again.err
+
+
+def test_what_an_adapter_cannot_be_is_refused(
+    halfbyte: Halfbyte, stories260k: Path, stories: Path, tmp_path: Path
+) -> None:
+    body, out = start_of(halfbyte, stories260k, tmp_path), tmp_path / "out"
+
+    def refused(*arguments: str | Path, target: Path = out) -> str:
+        done = halfbyte("distill", stories260k, "-o", target, "--data", stories, *arguments)
+        assert done.code == 2, done.err
+        return done.err
+
+    mode = ("--mode", "adapter")
+    assert "--start" in refused(*mode)
+    assert "an adapter is a directory" in refused(
+        *mode, "--start", body, target=tmp_path / "x.gguf"
+    )
+    assert "no c_attn" in refused(*mode, "--start", body, "--target", "c_attn")
+    assert "--mode adapter" in refused("--target", "q_proj")
+    assert "--mode adapter" in refused("--alpha", "8")
+    assert "holds a model" in refused(*mode, "--start", body, target=stories260k)
+
+
+def test_adapters_are_merged_before_all_else(
+    halfbyte: Halfbyte, stories260k: Path, tiny_gemma4: Path, stories: Path, tmp_path: Path
+) -> None:
+    spec, out = read(stories260k).spec, tmp_path / "out"
+    updates = updates_for(spec, rank=2, alpha=2, targets=["down_proj"])
+    chance = torch.Generator().manual_seed(0)
+    pairs = {
+        it.weight: tuple(
+            encode(0.3 * torch.randn(shape, generator=chance), SCHEMES["f32"])
+            for shape in it.shapes
+        )
+        for it in updates
+    }
+    adapter = tmp_path / "poet"
+    adapter.mkdir()
+    write_adapter(adapter, spec, updates, pairs, base="stories")  # type: ignore[arg-type]
+    done = halfbyte(
+        "distill", stories260k, "--merge-lora", f"{adapter}@0.5", "-o", out, "--data", stories,
+        "--mode", "scales", "--rate", "1e-9", *QUICK, "--force", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    told = done.document
+    assert described(out)["merged"][0]["name"] == "poet"
+    assert described(out)["merged"][0]["scale"] == 0.5
+    assert described(out)["measurements"]["against"]["name"] == "stories260K + poet@0.5"
+    flags = ("--against", stories260k, "--against-lora", f"{adapter}@0.5", "--json")
+    near = halfbyte("eval", out, *flags).document["texts"][0]
+    assert near["kl"]["mean"] == told["texts"][0]["kl"]["mean"]
+    far = halfbyte("eval", out, "--against", stories260k, "--json").document["texts"][0]
+    assert far["kl"]["mean"] > 2 * near["kl"]["mean"]
+    other = halfbyte(
+        "distill", tiny_gemma4, "--merge-lora", adapter, "-o", out, "--data", stories, *QUICK
+    )
+    assert other.code == 4 and "does not fit" in other.err
+    missing = halfbyte(
+        "distill", stories260k, "--merge-lora", tmp_path, "-o", out, "--data", stories, *QUICK
+    )
+    assert missing.code == 2 and "no adapter" in missing.err
 
 
 def test_what_is_better_stays(

@@ -18,6 +18,8 @@ from halfbyte.engine import Engine
 from halfbyte.errors import InvalidInputError
 from halfbyte.formats import lora
 from halfbyte.formats.checkpoint import read, write_gguf
+from halfbyte.formats.lora_writing import updates_for, write_adapter
+from halfbyte.formats.merged import Merged
 from halfbyte.kernels.contract import Linear, LowRank, OpSet, Rows, Span
 from halfbyte.kernels.cpu import CPUOps, instruction_set
 from halfbyte.kernels.cpu.ops import INSTRUCTION_SETS, native
@@ -225,6 +227,61 @@ def test_on_four_bits_it_is_the_quantized_weight_plus_the_update(base: str, tmp_
     for isa in HERE:
         decoder = load(body, OPS[isa](), adapters={"it": adapter})
         assert relative_error(logits_of(decoder, "it"), rounded) < 1e-2  # halves round otherwise
+
+
+@pytest.mark.parametrize("base", ["llama", "gemma4-unified"])
+def test_merged_it_is_one_model(base: str, tmp_path: Path) -> None:
+    """The weights are those that PEFT merges; two adapters add up; quantized ones are refused."""
+    model = saved(base, SETTINGS["everything"], tmp_path / "one")
+    saved(base, SETTINGS["attention"], tmp_path / "two", seed=2)
+    exact = source_of(oracle(CONFIGS[base]), CONFIGS[base])
+    one, two = (lora.read(tmp_path / name, exact.spec) for name in ("one", "two"))
+    theirs = oracle_logits(model.merge_and_unload(), IDS)  # type: ignore[arg-type]
+    ours = logits_of(load(Merged(exact, [one]), ReferenceOps()), None)
+    assert relative_error(ours, theirs) < 1e-4
+    source = source_of(oracle(CONFIGS[base]), CONFIGS[base], "bf16")
+    merged = Merged(source, [one])
+    changed = {update.weight for update in one.updates.values()}
+    assert all((merged.schemes[name].name == "f32") == (name in changed) for name in source.schemes)
+    apart = load(source, ReferenceOps(), adapters={"it": one})
+    ours = logits_of(load(merged, ReferenceOps()), None)
+    assert relative_error(ours, logits_of(apart, "it")) < 1e-5
+    both, twice = Merged(source, [one, two]), Merged(merged, [two])
+    for name, q in both.tensors():
+        assert np.allclose(decode(q), decode(twice.tensor(name)), atol=1e-6)
+    with pytest.raises(InvalidInputError, match="is stored as q4_0"):
+        Merged(source_of(oracle(CONFIGS[base]), CONFIGS[base], "q4_0"), [one])
+
+
+@pytest.mark.parametrize("targets", [(), ("q_proj", "down_proj")])
+@pytest.mark.parametrize("base", ["llama", "gemma4-everything"])
+def test_peft_reads_what_we_write(base: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+    spec = source_of(oracle(CONFIGS[base]), CONFIGS[base]).spec
+    updates = updates_for(spec, rank=3, alpha=5, targets=targets)
+    numbers = torch.Generator().manual_seed(0)
+    pairs = {
+        update.weight: tuple(
+            encode(0.2 * torch.randn(shape, generator=numbers), SCHEMES["f32"])
+            for shape in update.shapes
+        )
+        for update in updates
+    }
+    write_adapter(tmp_path, spec, updates, pairs, base="somebody/base")  # type: ignore[arg-type]
+    read_back = lora.read(tmp_path, spec)
+    assert {update.weight: update for update in read_back.updates.values()} == {
+        update.weight: update for update in updates
+    }
+    theirs = oracle_logits(PeftModel.from_pretrained(oracle(CONFIGS[base]), str(tmp_path)), IDS)  # type: ignore[arg-type]
+    decoder = decoder_of(base, {"it": tmp_path})
+    assert relative_error(logits_of(decoder, "it"), theirs) < 1e-4
+    assert relative_error(logits_of(decoder, None), theirs) > 1e-3
+
+
+def test_a_target_that_is_not_there_is_refused() -> None:
+    spec = source_of(oracle(CONFIGS["llama"]), CONFIGS["llama"]).spec
+    with pytest.raises(InvalidInputError, match="no c_attn") as caught:
+        updates_for(spec, rank=2, alpha=2, targets=["q_proj", "c_attn"])
+    assert "gate_proj" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("base", ["llama", "gemma4-unified"])

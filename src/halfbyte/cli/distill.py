@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from halfbyte.cli import flags
-from halfbyte.cli.columns import columns
-from halfbyte.cli.console import document, note, progress, typed
-from halfbyte.cli.values import gib, length, size
-from halfbyte.errors import InvalidInputError, UnsupportedError
-
-if TYPE_CHECKING:
-    from halfbyte.planner.ways import TrainingPlan
-    from halfbyte.training.loop import Standing, Tell
-    from halfbyte.workflows import Distilled
+from halfbyte.cli.console import document, progress, typed
+from halfbyte.cli.distill_told import fields, show, teller
+from halfbyte.cli.values import length, size
+from halfbyte.errors import InvalidInputError
 
 EXISTING = click.Path(path_type=Path, exists=True, dir_okay=False)
-SILENCE_S = 10.0
 
 
 def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -104,16 +95,24 @@ def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     "texts of our own]",
 )
 @click.option(
+    "--merge-lora",
+    "merged",
+    multiple=True,
+    metavar="PATH[@SCALE]",
+    help="A LoRA adapter to merge into MODEL before all else: the sum is the original.",
+)
+@click.option(
     "--start",
     type=click.Path(path_type=Path, exists=True),
     help="A quantized MODEL to begin with, of the same recipe. [default: one is made with GPTQ]",
 )
 @click.option(
     "--mode",
-    type=click.Choice(["auto", "full", "lora", "scales", "blockwise"]),
+    type=click.Choice(["auto", "full", "lora", "scales", "blockwise", "adapter"]),
     default="auto",
     show_default=True,
-    help="What is trained (docs/qat.md); auto is the first of these that fits.",
+    help="What is trained (docs/qat.md); auto is the first of these that fits. adapter: nothing of "
+    "--start (or of MODEL, if quantized) but a LoRA adapter beside it; -o is its directory.",
 )
 @click.option("--recipe", default="q4_0", show_default=True, help="As of quantize.")
 @click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True)
@@ -141,7 +140,7 @@ def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="How far a weight goes in a step, in steps of its grid.",
+    help="How far a weight goes in a step, in steps of its grid; a number of an adapter, as it is.",
 )
 @click.option(
     "--scale-rate",
@@ -153,7 +152,19 @@ def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Of the updates of --mode lora.",
+    help="Of the updates of --mode lora and adapter.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of an adapter. [default: its rank]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="What an adapter changes: q_proj, down_proj, ... [default: every linear]",
 )
 @click.option("--small", is_flag=True, help="8-bit states of the optimizer, weights in bf16.")
 @click.option(
@@ -167,6 +178,13 @@ def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     default=50,
     show_default=True,
     help="Steps between two looks at what is held apart of the data.",
+)
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Seconds of training that a kill costs at most, about.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--budget", type=size, help="The memory it may take: 12GiB.")
@@ -188,6 +206,7 @@ def command(
     task: tuple[Path, ...],
     task_share: float,
     held_out: tuple[Path, ...],
+    merged: tuple[str, ...],
     start: Path | None,
     mode: Any,
     recipe: str,
@@ -200,9 +219,12 @@ def command(
     rate: float | None,
     scale_rate: float | None,
     rank: int,
+    alpha: float | None,
+    targets: tuple[str, ...],
     small: bool,
     keep_layers: bool,
     measure_every: int,
+    save_every: float,
     seed: int,
     budget: int | None,
     device: str,
@@ -211,7 +233,8 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Train a quantized form of MODEL to predict as MODEL does, on the grid that ships.
+    """Train a quantized form of MODEL to predict as MODEL does, on the grid that ships; or, with
+    --mode adapter, a LoRA adapter beside it.
 
     The result is measured against MODEL on texts that took no part, and takes its place only where
     it is better than what it began with and what is there (else the exit code is 7). A run that was
@@ -225,6 +248,7 @@ def command(
     rates = Rates.given(places=rate, scales=scale_rate)
     asked = workflows.Distilling(
         data=data,
+        merged=merged,
         held_out=held_out,
         task=task,
         task_share=task_share,
@@ -242,11 +266,14 @@ def command(
         at_once=min(at_once or batch, batch),
         rates=rates,
         rank=rank,
+        alpha=alpha,
+        targets=targets,
         small=small,
         again=not keep_layers,
         recipe=recipe,
         start=start,
         measure_every=measure_every,
+        save_every_s=save_every,
         seed=seed,
         budget=budget,
         device=device,
@@ -255,105 +282,8 @@ def command(
         made_by=typed(),
     )
     with progress("preparing") as report:
-        told = workflows.distill(model, target, asked, tell=_teller(tensorboard), progress=report)
+        told = workflows.distill(model, target, asked, tell=teller(tensorboard), progress=report)
     if as_json:
-        document("distill", _fields(told))
+        document("distill", fields(told))
     else:
-        _show(told)
-
-
-def _teller(folder: Path | None) -> Callable[[str, TrainingPlan], Tell]:
-    write = _board(folder) if folder is not None else None
-
-    def teller(name: str, plan: TrainingPlan) -> Tell:
-        planned = sum(cost.bytes for cost in plan.costs if cost.place == "device")
-        note(f"training {name}: {gib(planned)} planned with all around it")
-        last = [0.0]
-
-        def tell(standing: Standing) -> None:
-            if write is not None:
-                write(name, standing)
-            if monotonic() - last[0] >= SILENCE_S or standing.step == standing.steps:
-                last[0] = monotonic()
-                note(f"{name} {_line(standing)}")
-
-        return tell
-
-    return teller
-
-
-def _line(standing: Standing) -> str:
-    from halfbyte.planner.probe import resident_bytes
-
-    return (
-        f"{standing.step}/{standing.steps}: loss {standing.loss:.5f}, held out "
-        f"{standing.measure:.5f} (best {standing.best:.5f}), {standing.tokens_per_s:.0f} tokens/s, "
-        f"{gib(resident_bytes())}, {_duration(standing.left_s)} left"
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
-
-
-def _board(folder: Path) -> Callable[[str, Standing], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UnsupportedError(
-            "needs the package tensorboard",
-            where="--tensorboard",
-            hint="pip install 'halfbyte[tensorboard]'",
-        ) from error
-    writer = SummaryWriter(str(folder))
-
-    def write(name: str, standing: Standing) -> None:
-        for what in ("loss", "measure", "tokens_per_s"):
-            writer.add_scalar(f"{name}/{what}", getattr(standing, what), standing.step)
-
-    return write
-
-
-def _fields(told: Distilled) -> dict[str, Any]:
-    return {
-        "path": str(told.artefact.path),
-        "manifest": str(told.artefact.manifest),
-        "bytes": told.artefact.bytes,
-        "source_bytes": told.artefact.source_bytes,
-        "mode": told.mode,
-        "outcomes": {name: asdict(outcome) for name, outcome in told.outcomes.items()},
-        "marks": [asdict(mark) for mark in told.marks],
-        "moved": [asdict(item) for item in told.moved],
-        "before": [asdict(text) for text in told.before],
-        "texts": [asdict(text) for text in told.after],
-        "memory": {"planned_bytes": told.planned_bytes, "peak_bytes": told.peak_bytes},
-        "notes": list(told.notes),
-    }
-
-
-def _show(told: Distilled) -> None:
-    click.echo(told.artefact.path)
-    for name, outcome in told.outcomes.items():
-        ended = "" if outcome.ended == "done" else " (it diverged; the best is kept)"
-        note(
-            f"{name}: held out {outcome.before:.5f} -> {outcome.best:.5f} at step "
-            f"{outcome.best_step} of {outcome.steps}, {_duration(outcome.seconds)}{ended}"
-        )
-    rows = [("", "KL before", "after", "ppl before", "after")]
-    for before, after in zip(told.before, told.after, strict=True):
-        assert before.kl is not None and after.kl is not None
-        ratios = [text.perplexity_ratio or 1.0 for text in (before, after)]
-        lost = [f"{100 * (ratio - 1):+.2f} %" for ratio in ratios]
-        told_of = [f"{text.mean:.5f}" for text in (before.kl, after.kl)]
-        rows.append((before.name, told_of[0], told_of[1], lost[0], lost[1]))
-    for line in columns(rows, right=(1, 2, 3, 4)):
-        note(line)
-    flipped = [item.flipped for item in told.moved if item.flipped is not None]
-    if flipped:
-        note(f"{100 * sum(flipped) / len(flipped):.1f} % of the integers moved, by the tensor")
-    note(f"memory: {gib(told.peak_bytes)} of {gib(told.planned_bytes)} planned")
-    for said in told.notes:
-        note(said)
-    note(f"next: halfbyte run {told.artefact.path}")
+        show(told)

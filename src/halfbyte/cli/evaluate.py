@@ -28,6 +28,13 @@ DEFAULT = "default"
 @click.command("eval")
 @flags.MODEL
 @click.option("--against", help="The reference: usually the model before it was quantized.")
+@click.option(
+    "--against-lora",
+    "merged",
+    multiple=True,
+    metavar="PATH[@SCALE]",
+    help="A LoRA adapter that is merged into the reference, as distill --merge-lora did.",
+)
 @click.option("--lora", metavar="PATH[@SCALE]", help="Measure MODEL with this LoRA adapter.")
 @flags.READING
 @click.option(
@@ -69,6 +76,7 @@ DEFAULT = "default"
 def command(
     model: str,
     against: str | None,
+    merged: tuple[str, ...],
     lora: str | None,
     texts: tuple[str, ...],
     protocol: Any,
@@ -114,7 +122,11 @@ def command(
     if speculation is not None:
         _prove(model, speculation, options, as_json=as_json)
         return
-    evaluation = workflows.Evaluation(model, against=against, options=options, lora=lora)
+    if merged and against is None:
+        raise InvalidInputError("there is no reference", where="--against-lora", hint="--against")
+    evaluation = workflows.Evaluation(
+        model, against=against, options=options, lora=lora, merged=merged
+    )
     gate = _gate(gate_name, evaluation)
     reading = Reading(protocol=protocol, window=window, max_windows=max_windows)
     named = named_files(texts) or ({} if tasks else evaluation.own_texts)

@@ -203,10 +203,12 @@ OF_TRAINING = (
 TRAINING = _all(
     click.option(
         "--train",
-        type=click.Choice(["full", "lora", "qlora", "qat", "qat-lora", "scales", "blockwise"]),
+        type=click.Choice(
+            ["full", "lora", "qlora", "qat", "qat-lora", "scales", "blockwise", "adapter"]
+        ),
         help="Plan a training: of all weights, of low-rank updates of plain or packed weights; or, "
         "as distill does, on the 4-bit grid: of all weights, of low-rank updates inside the "
-        "rounding, of the scales alone, of one layer after another.",
+        "rounding, of the scales alone, of one layer after another; of an adapter beside it.",
     ),
     click.option("--batch", type=click.IntRange(min=1), default=1, help="Sequences on a GPU."),
     click.option("--seq", type=length, default="2k", help="Tokens of a sequence."),

@@ -3,10 +3,13 @@
 The ledger of `halfbyte distill`, whose computations are in f32: a trained weight is its place among
 the integers (f32, or bf16 with little memory), beside the step of its group; its gradient is there
 throughout a step. What is not trained stays packed. With checkpointing one layer's weights and
-activations exist in f32 at a time. The last layer's way back is where most is there at once.
+activations exist in f32 at a time. The last layer's way back is where most is there at once. An
+adapter beside the model is trained likewise; the model is where it is mapped to, and its layers
+come to the device as they are needed, decoded and without gradients.
 
 Names and counts follow the trainer: `training/grid.py` (what a tensor keeps), `training/ops.py`
-(what a layer keeps for its backward pass), `training/divergence.py` (logits), `training/heads.py`.
+(what a layer keeps for its backward pass), `training/divergence.py` (logits), `training/heads.py`,
+`training/low_rank.py` (an adapter).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 
+from halfbyte.formats.lora_writing import updates_for
 from halfbyte.planner.training import STATES, Cost, Training
 from halfbyte.specs import LayerSpec, ModelSpec, Scheme, TensorSpec
 
@@ -29,6 +33,8 @@ HEAD_SLICE = 1 << 24
 LOGITS = 1 << 20  # that exist at once, of each side
 LOGIT_COPIES = 4  # capped, log-probabilities, the teacher's, probabilities
 ROUNDING = 9  # bytes of a weight on the way back through its rounding, beside its gradient
+DECODING = 6  # bytes of a weight that is being decoded, beside its f32
+DECODED = 1 << 20  # weights that are at once
 AFTER_LAYERS = 4  # f32 states of a row: final, normed, their gradient, the teacher's
 
 
@@ -61,8 +67,15 @@ def costs_on_grid(
     """Every cost of a training on the grid. `schemes` is how the result is stored."""
     trained = largest(spec, schemes, training)
     count = trained.places + trained.others
-    yield Cost(component="weights.trained", bytes=trained.bytes, note="places, steps, vectors")
-    yield Cost(component="weights.frozen", bytes=_frozen(spec, schemes, training), note="packed")
+    adapting = training.mode == "adapter"
+    note = "an adapter" if adapting else "places, steps, vectors"
+    yield Cost(component="weights.trained", bytes=trained.bytes, note=note)
+    yield Cost(
+        component="weights.frozen",
+        bytes=_frozen(spec, schemes, training),
+        place="host" if adapting else "device",
+        note="packed",
+    )
     yield Cost(component="gradients", bytes=trained.bytes)
     yield Cost(
         component="optimizer",
@@ -77,6 +90,9 @@ def costs_on_grid(
 
 def largest(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> Trained:
     """What is trained at a time: of all tensors, or of the largest layer."""
+    if training.mode == "adapter":
+        updates = updates_for(spec, rank=training.rank, alpha=1.0, targets=training.targets)
+        return Trained(others=sum(prod(shape) for it in updates for shape in it.shapes))
     if training.mode != "blockwise":
         return _sum(spec, schemes, training, "")
     layers = [
@@ -120,7 +136,10 @@ def on_grid(tensor: TensorSpec, scheme: Scheme, training: Training) -> bool:
 
 
 def _frozen(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
-    """Integers that stay packed (with four bits more where a part of a step is kept), units."""
+    """Integers that stay packed (with four bits more where a part of a step is kept), units; all
+    of a model that an adapter stands beside."""
+    if training.mode == "adapter":
+        return sum(schemes[tensor.name].bytes(tensor.shape) for tensor in spec.tensors())
     total = largest(spec, schemes, training).fixed_bytes
     if training.mode in ("scales", "qat-lora"):
         for tensor in spec.tensors():
@@ -138,8 +157,10 @@ def _passes(spec: ModelSpec, training: Training) -> Iterator[Cost]:
     back begins, so of the two the larger counts.
     """
     rows, matrices = training.rows, _matrices(spec)
-    kept = [F32 * rows * kept_on_grid(layer, spec) for layer in spec.layers]
-    back = max(_back(spec, rows, *layer) for layer in zip(kept, matrices, strict=True))
+    beside = training.mode == "adapter"
+    kept = [F32 * rows * kept_on_grid(layer, spec, beside=beside) for layer in spec.layers]
+    on_the_way = _beside if beside else _back
+    back = max(on_the_way(spec, rows, *layer) for layer in zip(kept, matrices, strict=True))
     logits = 0 if training.mode == "blockwise" else _logits(spec, rows)
     if training.mode != "blockwise" and training.checkpointing:
         size = F32 * rows * spec.hidden * len(spec.layers)
@@ -148,7 +169,7 @@ def _passes(spec: ModelSpec, training: Training) -> Iterator[Cost]:
         rounded = F32 * sum(matrices)
         yield Cost(component="weights.rounded", bytes=rounded, note="of all layers")
         yield Cost(component="activations.layers", bytes=sum(kept), note="of all layers")
-        back = _back(spec, rows, 0, 0)
+        back = on_the_way(spec, rows, 0, 0)
     note = "logits and their loss" if logits > back else "a layer on its way back"
     yield Cost(component="activations.moment", bytes=max(back, logits), note=note)
 
@@ -171,12 +192,22 @@ def _back(spec: ModelSpec, rows: int, kept: int, matrices: int) -> int:
     return F32 * matrices + max(kept + flowing, ROUNDING * largest_)
 
 
+def _beside(spec: ModelSpec, rows: int, kept: int, matrices: int) -> int:
+    """A layer on its way back that is not trained itself: its matrices in f32 have no gradients,
+    but the last of them is just decoded where nothing is kept yet."""
+    largest_ = max(tensor.count for tensor in spec.tensors() if tensor.name.startswith("layers."))
+    widest = max(layer.mlp.width for layer in spec.layers)
+    flowing = F32 * rows * (spec.hidden + widest)
+    decoding = DECODING * min(largest_, DECODED) if matrices else 0
+    return F32 * matrices + max(kept + flowing, decoding)
+
+
 def _logits(spec: ModelSpec, rows: int) -> int:
     return LOGIT_COPIES * F32 * spec.vocab * min(rows, max(1, LOGITS // spec.vocab))
 
 
-def kept_on_grid(layer: LayerSpec, spec: ModelSpec) -> int:
-    """Numbers that a layer keeps of one token for the way back.
+def kept_on_grid(layer: LayerSpec, spec: ModelSpec, *, beside: bool = False) -> int:
+    """Numbers that a layer keeps of one token for the way back; `beside`: for an adapter's alone.
 
     A norm its input and one number a row, a product its input, the gate all four of its own,
     attention queries, keys, values, its output and one number a head, a rotation its angles.
@@ -194,7 +225,7 @@ def kept_on_grid(layer: LayerSpec, spec: ModelSpec) -> int:
         numbers += attention.query_width + attention.heads + keys
     if attention.value_norm and not attention.shares_kv:
         numbers += keys
-    if layer.scalar:
+    if layer.scalar and not beside:
         numbers += spec.hidden
     if layer.experts is not None:
         experts = layer.experts

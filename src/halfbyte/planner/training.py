@@ -26,14 +26,14 @@ from typing import Literal, get_args
 from halfbyte.errors import InvalidInputError
 from halfbyte.specs import Basis, LayerSpec, ModelSpec, Scheme, linears
 
-Mode = Literal["full", "lora", "qlora", "qat", "qat-lora", "scales", "blockwise"]
+Mode = Literal["full", "lora", "qlora", "qat", "qat-lora", "scales", "blockwise", "adapter"]
 Precision = Literal["fp32", "mixed", "bf16"]
 Optimizer = Literal["adamw", "adamw-8bit", "sgd"]
 Offload = Literal["none", "cpu", "nvme"]
 Place = Literal["device", "host", "disk"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
-OURS: tuple[Mode, ...] = ("qat", "qat-lora", "scales", "blockwise")  # on the grid, one device
+OURS: tuple[Mode, ...] = ("qat", "qat-lora", "scales", "blockwise", "adapter")  # on one device
 
 # Bytes of a trained number: as it is computed with, of its gradient, of a master copy in fp32.
 NUMBERS: dict[Precision, tuple[int, int, int]] = {
@@ -74,9 +74,10 @@ class Training:
     """How a model is trained. `batch` sequences of `length` tokens go through a GPU at once.
 
     `loss_rows` of them are turned into logits at a time, None for all. `recipe` is how a frozen
-    body is stored, `rank` that of low-rank updates. `tokens`: whose final states a teacher has left
-    on disk, and blockwise, whose inputs of a block lie ready. On the grid everything is computed in
-    f32, and bf16 is how weights are kept. Raises `InvalidInputError`.
+    body is stored, `rank` that of low-rank updates, `targets` what an adapter of ours changes, by
+    the ends of names in Hugging Face (none: all linears). `tokens`: whose final states a teacher
+    has left on disk, and blockwise, whose inputs of a block lie ready. On the grid everything is
+    computed in f32, and bf16 is how weights are kept. Raises `InvalidInputError`.
     """
 
     mode: Mode
@@ -87,6 +88,7 @@ class Training:
     checkpointing: bool = True
     loss_rows: int | None = None
     rank: int = 16
+    targets: tuple[str, ...] = ()
     recipe: str = "q4_0"
     tokens: int = 0
     gpus: int = 1

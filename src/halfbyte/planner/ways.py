@@ -31,7 +31,7 @@ from halfbyte.planner.training import (
 )
 from halfbyte.specs import Machine, ModelSpec, Scheme
 
-PACKED = ("qlora",)  # what begins with weights that are quantized
+PACKED = ("qlora", "adapter")  # what begins with weights that are quantized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def plan_training(
         raise InvalidInputError(
             f"--train {training.mode} begins with weights that are not quantized",
             where=model.name,
-            hint="name the original, or --train qlora",
+            hint="name the original, or --train qlora or adapter",
         )
     budget = machine.memory_bytes if budget_bytes is None else budget_bytes
     own = [*costs_of(model.spec, schemes, training, constants)]

@@ -1,7 +1,7 @@
 """A model that learns to predict as its original does, end to end, on the grid that ships.
 
 The loss is KL(original || model) over the whole vocabulary, of every row that counts; for a task of
-one's own it is mixed with -log p of what should be said. What is held out is measured without.
+one's own it is mixed with -log p of what should be said, in what is held out too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Distillation:
         loss = 0.0
         for part in self._parts(index):
             share = float(self._lesson.samples.weights[part].sum()) / total
-            found = self._loss(self._lesson, part, supervised=True) * share
+            found = self._loss(self._lesson, part) * share
             found.backward()
             loss += float(found.detach())
         return Learned(loss=loss, tokens=len(index) * self._lesson.samples.length)
@@ -57,17 +57,14 @@ class Distillation:
     def measure(self) -> float:
         weights = self._held.samples.weights
         parts = self._parts(range(len(weights)))
-        sums = [
-            float(self._loss(self._held, p, supervised=False)) * float(weights[p].sum())
-            for p in parts
-        ]
+        sums = [float(self._loss(self._held, p)) * float(weights[p].sum()) for p in parts]
         return sum(sums) / float(weights.sum())
 
-    def _loss(self, lesson: Lesson, index: list[int], *, supervised: bool) -> Tensor:
+    def _loss(self, lesson: Lesson, index: list[int]) -> Tensor:
         states, head = self._student.states(lesson.samples.inputs(index))
         samples, device = lesson.samples, states.device
         targets, shares = None, None
-        if supervised and samples.supervised[index].any():
+        if samples.supervised[index].any():
             targets = torch.from_numpy(samples.token_ids[index, 1:]).flatten().to(device)
             each = torch.from_numpy(samples.supervised[index])
             shares = each.repeat_interleave(samples.length).to(device)

@@ -2,13 +2,14 @@
 
 `full`: every weight, step and vector, all at once. `blockwise`: the same of a layer at a time.
 `lora`: a change of low rank inside the rounding, the steps and the vectors. `scales`: the steps and
-the vectors alone; the integers stay those of the start. Tables (an embedding, a head) are trained
-in `full` only, and stay as they are stored in the others.
+the vectors alone; the integers stay those of the start. `adapter`: nothing of the model, but an
+adapter beside it (`low_rank.py`). Tables (an embedding, a head) are trained in `full` only, and
+stay as they are stored in the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,13 +17,15 @@ import torch
 
 from halfbyte.numerics.codec import decode
 from halfbyte.numerics.qtensor import QTensor
+from halfbyte.specs import LowRankSpec
 from halfbyte.training.adamw import AdamW
 from halfbyte.training.grid import DOWN, PLACE, STEP, UP, OnGrid, Places, Steps, Updates, trainable
 from halfbyte.training.loop import Optimizer
+from halfbyte.training.low_rank import A, Adapted, B
 from halfbyte.training.small_adamw import SmallAdamW
 from halfbyte.training.student import TABLES, VALUE, Tensors, Vector
 
-Mode = Literal["full", "blockwise", "lora", "scales"]
+Mode = Literal["full", "blockwise", "lora", "scales", "adapter"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FOUR_BITS = ("q4_0", "int4", "uint4")  # whose places bf16 tells apart
 
@@ -30,12 +33,13 @@ FOUR_BITS = ("q4_0", "int4", "uint4")  # whose places bf16 tells apart
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """How far one step moves: a place, in steps of the grid; a step or a number of a vector, in
-    parts of its tensor's mean; a factor of a low-rank update."""
+    parts of its tensor's mean; a factor of a low-rank update; a number of an adapter."""
 
     places: float = 0.005
     steps: float = 0.0005
     vectors: float = 0.0005
     updates: float = 0.005
+    adapter: float = 0.001
 
     @staticmethod
     def given(*, places: float | None = None, scales: float | None = None) -> Rates:
@@ -44,6 +48,7 @@ class Rates:
         return Rates(
             places=usual.places if places is None else places,
             updates=usual.updates if places is None else places,
+            adapter=usual.adapter if places is None else places,
             steps=usual.steps if scales is None else scales,
             vectors=usual.vectors if scales is None else scales,
         )
@@ -56,13 +61,15 @@ class Rates:
             VALUE: self.vectors,
             UP: self.updates,
             DOWN: self.updates,
+            A: self.adapter,
+            B: self.adapter,
         }[name.rpartition(".")[2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainer:
     """How tensors are trained: the mode, where, the rank of updates, and whether in little memory
-    (8-bit states, places in bf16)."""
+    (8-bit states, places in bf16). `adapter` is what an adapter changes."""
 
     mode: Mode
     device: str = "cpu"
@@ -70,9 +77,12 @@ class Trainer:
     small: bool = False
     seed: int = 0
     rates: Rates = Rates()
+    adapter: Sequence[LowRankSpec] = ()
 
     def tensors(self, original: Callable[[str], QTensor], start: Mapping[str, QTensor]) -> Tensors:
         """The tensors of `start`, with what is trained of them; `original` by name."""
+        if self.mode == "adapter":
+            return Adapted(start, self.adapter, self.device, seed=self.seed)
         found: dict[str, OnGrid] = {}
         for number, (name, q) in enumerate(start.items()):
             made = self._trained(name, q, original, number)

@@ -8,20 +8,22 @@ and one number a row, and makes the rest again.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halfbyte.kernels.contract import Rows
+from halfbyte.kernels.contract import LowRank, Rows
 from halfbyte.kernels.reference.kv import KV, ScratchKV
 from halfbyte.kernels.reference.ops import ReferenceOps, Weight
 from halfbyte.specs import AttentionSpec
 
 
 class TrainingOps(ReferenceOps):
-    """Weights are given dense; nothing is rounded on the way."""
+    """Weights are given dense, and the only adapter of all rows as tensors; nothing is rounded on
+    the way."""
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__(device, exact_rows=False, decoded_bytes=sys.maxsize)
@@ -29,6 +31,12 @@ class TrainingOps(ReferenceOps):
     def rms_norm(self, x: Tensor, weight: Weight | None, eps: float) -> Tensor:
         normed: Tensor = _Normed.apply(x, None if weight is None else self._dense(weight), eps)  # type: ignore
         return normed
+
+    def _updated(self, y: Tensor, x: Tensor, updates: Sequence[LowRank | None]) -> Tensor:
+        for update in updates:
+            if update is not None:
+                y = y.addmm_(x @ update.a.t(), update.b.t(), alpha=update.scale)
+        return y
 
     def attend(self, q: Tensor, *, attention: AttentionSpec, rows: Rows, kv: KV) -> Tensor:
         assert isinstance(kv, ScratchKV)

@@ -13,6 +13,7 @@ windows is, and these are windows like those.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,9 +111,11 @@ class Samples:
 
 
 class SampleReader:
-    """Reads files with one model's tokenizer and template."""
+    """Reads files with one model's tokenizer and template. `too_long` counts, by file, the
+    conversations so far that end before an answer whose prompt fills a window."""
 
     def __init__(self, assets: TextAssets) -> None:
+        self.too_long: Counter[str] = Counter()
         self._tokenizer = Tokenizer(assets)
         self._chat = None if assets.template is None else Chat(self._tokenizer, assets)
 
@@ -217,6 +220,7 @@ class SampleReader:
                 continue
             prompt = chat.render(messages[:index])[skipped:]
             if len(prompt) >= mix.length:
+                self.too_long[path.name] += 1
                 break
             if prompt[: len(ids)] != ids:
                 yield Passage(ids, weights)

@@ -19,7 +19,7 @@ from halfbyte.kernels.contract import Rows, Span
 from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.kernels.reference.ops import Weight
 from halfbyte.models.decoder import Decoder, Weights
-from halfbyte.models.load import layer_weights, per_layer_weights
+from halfbyte.models.load import NO_UPDATES, Updates, layer_weights, per_layer_weights
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import SCHEMES, ModelSpec, Scheme
@@ -54,10 +54,13 @@ class Vector:
 
 
 class Tensors:
-    """The tensors of a model, or of some of its layers: trained ones, and the others as stored."""
+    """The tensors of a model, or of some of its layers: trained ones, and the others as stored.
+
+    `updates` are what adapters that are trained add to linears, by the names of weights."""
 
     def __init__(self, stored: Mapping[str, QTensor], trained: Mapping[str, OnGrid]) -> None:
         self._stored, self.trained = stored, trained
+        self.updates: Updates = NO_UPDATES
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -134,7 +137,9 @@ class Student:
             self.spec,
             Weights(
                 embed=outside["embed.weight"],
-                per_layer=per_layer_weights(outside) if self.spec.per_layer else None,
+                per_layer=per_layer_weights(outside, self.tensors.updates)
+                if self.spec.per_layer
+                else None,
                 layers=(),
                 norm=outside["norm.weight"],
                 head=head,
@@ -161,7 +166,7 @@ class Student:
     ) -> Tensor:
         def run(x: Tensor) -> Tensor:
             packed = self.tensors.weights(f"layers.{index}.", self.ops.device)
-            weights = layer_weights(packed, self.spec, index)
+            weights = layer_weights(packed, self.spec, index, self.tensors.updates)
             source = self.spec.layers[index].kv_source
             x = decoder.attention(
                 x, index, weights, rows, keys[index if source is None else source]

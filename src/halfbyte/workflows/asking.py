@@ -17,13 +17,16 @@ class Distilling:
 
     `data` are texts and conversations, `own_tokens` so many more of the model's own; `task` are
     conversations to be learned for themselves, `task_share` of their loss. `held_out` is measured
-    at the end, and nothing of it may be learned; by default our own short texts. `start`: a
-    quantized form of the model, by default made here. `batch` windows go into a step, `at_once`
-    through the model at a time. `budget` bytes decide the mode where it is "auto". `made_by`
-    is the command line that a report tells of.
+    at the end, and nothing of it may be learned; by default our own short texts. `merged` are
+    adapters, `PATH[@SCALE]`, with which the model is the original. `start`: a quantized form of it,
+    by default made here. `batch` windows go into a step, `at_once` through the model at a time;
+    where it stands is saved every `save_every_s` seconds. `alpha` (by default the rank) and
+    `targets` (by default all linears) are those of an adapter. `budget` bytes decide the mode where
+    it is "auto". `made_by` is the command line that a report tells of.
     """
 
     data: Sequence[Path]
+    merged: Sequence[str] = ()
     held_out: Sequence[Path] = ()
     task: Sequence[Path] = ()
     task_share: float = 0.5
@@ -37,11 +40,14 @@ class Distilling:
     warmup: float = 0.05
     rates: Rates = field(default_factory=Rates)
     rank: int = 16
+    alpha: float | None = None
+    targets: Sequence[str] = ()
     small: bool = False
     again: bool = True
     recipe: str = "q4_0"
     start: Path | None = None
     measure_every: int = 50
+    save_every_s: float = 60.0
     seed: int = 0
     budget: int | None = None
     device: str = "auto"

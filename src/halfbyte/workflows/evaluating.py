@@ -24,9 +24,9 @@ from halfbyte.evals.tasks import Task
 from halfbyte.evals.tasks.outcome import Outcome, TaskResult, summarize
 from halfbyte.evals.tasks.subject import Subject
 from halfbyte.evals.texts import OWN_TEXTS, Reading, Window, cut, read_text
-from halfbyte.formats.checkpoint import Source, read
+from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.lora import open_adapter
-from halfbyte.formats.manifest import check_sizes, described, record, weights_hash
+from halfbyte.formats.manifest import described, record
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
 from halfbyte.kernels.choice import choose, oracle
@@ -38,6 +38,7 @@ from halfbyte.specs import LoadOptions
 from halfbyte.text.chat import Chat
 from halfbyte.text.tokenizer import Tokenizer
 from halfbyte.workflows.artefacts import name_of
+from halfbyte.workflows.merging import original
 
 CHATS = ".jsonl"
 
@@ -81,7 +82,8 @@ class Evaluation:
     """A model opened to be measured, beside its reference if `against` names one.
 
     The reference is read as it is stored, and on texts computes in f32; its tokenizer and template
-    serve both. `lora`: the model with that adapter. Opening reads headers only.
+    serve both. `lora`: the model with that adapter; `merged`: adapters merged into the reference.
+    Opening reads headers only.
     """
 
     def __init__(
@@ -91,14 +93,21 @@ class Evaluation:
         against: str | None = None,
         options: LoadOptions | None = None,
         lora: str | None = None,
+        merged: Sequence[str] = (),
     ) -> None:
         self.options = options or LoadOptions()
         self.place = locate(model)
         self.source = open_source(model, recipe=self.options.recipe, method=self.options.method)
         self.against = None if against is None else locate(against)
-        self.base = None if self.against is None else _opened(self.against)
+        self._original = None if self.against is None else original(self.against, merged)
+        self.base = None if self._original is None else self._original.source
         self.name = _called(model)
-        self.base_name = None if against is None else _called(against)
+        self.base_name: str | None = None
+        self.reference_flags = ""  # that name the reference on a command line
+        if against is not None and self._original is not None:
+            self.base_name = self._original.called(_called(against))
+            flags = [("against", _called(against)), *(("against-lora", it) for it in merged)]
+            self.reference_flags = " ".join(f"--{flag} {name}" for flag, name in flags)
         self._adapters = {} if lora is None else {lora: open_adapter(lora, self.source.spec)}
         assets = (self.base.assets if self.base else None) or self.source.assets
         if assets is None:
@@ -200,8 +209,8 @@ class Evaluation:
 
     @cached_property
     def _reference_hash(self) -> str:
-        assert self.against is not None
-        return weights_hash(self.against)
+        assert self._original is not None
+        return self._original.weights()
 
     def _baselines(
         self, texts: Sequence[Sequence[Window]], progress: Progress | None
@@ -251,8 +260,3 @@ def _called(reference: str) -> str:
     """A model by a name that says nothing of where it lies."""
     path = Path(reference).expanduser()
     return name_of(path) if path.exists() else reference
-
-
-def _opened(place: Path) -> Source:
-    check_sizes(place)
-    return read(place)

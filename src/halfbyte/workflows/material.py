@@ -6,7 +6,7 @@ Each is made once, in the order of need; what takes long is kept in the job's fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +17,23 @@ import torch
 from halfbyte import __version__
 from halfbyte.errors import InvalidInputError
 from halfbyte.formats.checkpoint import Source, read
-from halfbyte.formats.manifest import check_sizes, weights_hash
+from halfbyte.formats.jobs import claim
+from halfbyte.formats.lora_writing import updates_for
+from halfbyte.formats.manifest import check_sizes
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.choice import choose, oracle
+from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import load
 from halfbyte.quantizer.blockwise import Blockwise
 from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
 from halfbyte.quantizer.pipeline import refuse_decoded, schemes_of
 from halfbyte.quantizer.stages import Finished, Stages
-from halfbyte.specs import Recipe, Scheme, recipe_of
-from halfbyte.training.generated import generated, restore, save
+from halfbyte.specs import LowRankSpec, Recipe, Scheme, recipe_of
+from halfbyte.training.generated import generated
 from halfbyte.training.samples import Passage, SampleReader, Samples, hashes
 from halfbyte.workflows.artefacts import check_storable
 from halfbyte.workflows.asking import Distilling
+from halfbyte.workflows.merging import original
 
 CALIBRATED = 256  # windows of the data by which the start is quantized, where none is given
 OWN_PROMPTS = 0.5  # of what the model says itself, the share that answers somebody
@@ -41,22 +45,51 @@ class Material:
     def __init__(
         self, place: Path, target: Path, asked: Distilling, progress: Progress | None
     ) -> None:
-        self._place, self._asked, self._progress = place, asked, progress
-        self.original = read(place)
+        self.place, self._asked, self._progress = place, asked, progress
+        self._opened = original(place, asked.merged)
+        self.original: Source = self._opened.source
         self.folder = target.with_name(f"{target.name}.work")
         if self.original.assets is None:
             raise InvalidInputError("has no tokenizer to read texts with", where=place)
         self._assets = self.original.assets
-        if asked.mix.length > self.original.spec.context:
-            raise InvalidInputError(
-                f"is beyond the context of {self.original.spec.context} tokens", where="--window"
-            )
+        _refuse_misasked(asked, self.original.spec.context)
         self.recipe: Recipe = recipe_of(asked.recipe)
-        self.schemes: Mapping[str, Scheme] = schemes_of(self.original, self.recipe)
-        refuse_decoded(self.original, self.schemes)
-        check_storable(self.original.spec, self.schemes, target)
+        self.schemes = self._schemes_for(target)
         self.oracle = oracle(self.original.spec, asked.device, threads=asked.threads)
-        self.weights = weights_hash(place)
+        self.weights = self._opened.weights()
+
+    def _schemes_for(self, target: Path) -> Mapping[str, Scheme]:
+        """How the tensors of the result are stored; beside an adapter, those of the start."""
+        if self._asked.mode == "adapter":
+            if target.suffix == ".gguf":
+                raise InvalidInputError("an adapter is a directory", where=f"-o {target}")
+            return self.start.schemes
+        schemes = schemes_of(self.original, self.recipe)
+        refuse_decoded(self._opened.checkpoint, schemes)
+        check_storable(self.original.spec, schemes, target)
+        return schemes
+
+    @cached_property
+    def updates(self) -> Sequence[LowRankSpec]:
+        """What an adapter changes, if one is trained."""
+        asked = self._asked
+        if asked.mode != "adapter":
+            return ()
+        alpha = asked.rank if asked.alpha is None else asked.alpha
+        return updates_for(self.original.spec, rank=asked.rank, alpha=alpha, targets=asked.targets)
+
+    @property
+    def body(self) -> Path:
+        """The file that an adapter is trained for: the start, or the model if that is quantized."""
+        if self._asked.start is not None:
+            return self._asked.start
+        if all(scheme.is_float for scheme in self.original.schemes.values()):
+            raise InvalidInputError(
+                "an adapter is trained beside a model that is quantized",
+                where="--mode adapter",
+                hint="name its file with --start",
+            )
+        return self.place
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -71,9 +104,21 @@ class Material:
         }
 
     @cached_property
+    def _reader(self) -> SampleReader:
+        return SampleReader(self._assets)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out of the data that was read."""
+        return [
+            f"{name}: {count} prompts were longer than a window; what came after was left out"
+            for name, count in sorted(self._reader.too_long.items())
+        ]
+
+    @cached_property
     def lessons(self) -> tuple[Samples, Samples]:
         """What is learned, and what is held apart to measure on the way."""
-        asked, reader = self._asked, SampleReader(self._assets)
+        asked, reader = self._asked, self._reader
         parts: list[Samples] = []
         if asked.data or asked.own_tokens:
             own = self._own(reader) if asked.own_tokens else None
@@ -104,34 +149,51 @@ class Material:
 
     def _own(self, reader: SampleReader) -> list[Passage]:
         """What the original says itself; kept beside the output."""
-        asked, path = self._asked, self.folder / "own.json"
-        longest = asked.mix.length
-        count = max(1, asked.own_tokens // longest)
+        asked, longest, folder = self._asked, self._asked.mix.length, self.folder / "own"
+        prompts = self._prompts(reader, max(1, asked.own_tokens // longest))
+        claim(
+            folder,
+            {
+                "halfbyte": __version__,
+                "weights": self.weights,
+                "device": self.oracle.device.partition(":")[0],
+                "prompts": digest(prompts),
+                "asked": [longest, asked.seed],
+            },
+        )
+        said = generated(
+            self._runtime,
+            prompts,
+            folder=folder,
+            longest=longest,
+            stop_ids=reader.stop_ids,
+            closing=reader.closing,
+            seed=asked.seed,
+            progress=self._progress,
+        )
+        return [reader.answered(p, a, asked.mix.prompts) for p, a in said]
+
+    def _prompts(self, reader: SampleReader, count: int) -> list[list[int]]:
+        """What the original is asked: half of it in conversations, if the data has some."""
+        asked = self._asked
         chats = [file for file in asked.data if file.name.endswith((".jsonl", ".jsonl.gz"))]
         asking = round(OWN_PROMPTS * count) if chats else 0
         prompts: list[list[int]] = []
         for index, file in enumerate(chats):
             prompts += reader.prompts(file, -(-asking // len(chats)), asked.seed + index)
-        prompts += [reader.beginning or [0]] * (count - len(prompts))
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            ops = choose(self.original.spec, asked.device, threads=asked.threads)
-            said = generated(
-                load(self.original, ops),
-                prompts,
-                longest=longest,
-                stop_ids=reader.stop_ids,
-                closing=reader.closing,
-                seed=asked.seed,
-                progress=self._progress,
-            )
-            save(path, said)
-        return [reader.answered(p, a, asked.mix.prompts) for p, a in restore(path)]
+        return [*prompts, *([reader.beginning or [0]] * (count - len(prompts)))]
+
+    def _runtime(self) -> Decoder:
+        """The original as it runs."""
+        asked = self._asked
+        return load(self.original, choose(self.original.spec, asked.device, threads=asked.threads))
 
     @cached_property
     def start(self) -> Source:
+        if self._asked.mode == "adapter":
+            return self._given(self.body)
         if self._asked.start is not None:
-            return self._given(self._asked.start)
+            return self._of_recipe(self._asked.start)
         taught = self.lessons[0]
         windows = taught.token_ids[: min(CALIBRATED, len(taught)), :-1].tolist()
         calibration = Calibration(
@@ -166,6 +228,10 @@ class Material:
         wanted = {tensor.name: tensor.shape for tensor in spec.tensors()}
         if {tensor.name: tensor.shape for tensor in start.spec.tensors()} != wanted:
             raise InvalidInputError("has other tensors than the model", where=path)
+        return start
+
+    def _of_recipe(self, path: Path) -> Source:
+        start = self._given(path)
         for name, scheme in self.schemes.items():
             if start.schemes[name] != scheme:
                 raise InvalidInputError(
@@ -175,10 +241,32 @@ class Material:
                 )
         return start
 
+    def merged(self) -> dict[str, Any]:
+        """What a manifest says of the adapters in the original, if there are some."""
+        return {"merged": self._opened.facts()} if self._asked.merged else {}
+
     def learned_from(self) -> dict[str, Any]:
         """What a manifest says of the windows."""
         files = hashes([*self._asked.data, *self._asked.task])
         return self.lessons[0].facts(files, self._asked.mix)
+
+
+def _refuse_misasked(asked: Distilling, context: int) -> None:
+    """What cannot be, whatever the model's weights."""
+    if asked.mix.length > context:
+        raise InvalidInputError(f"is beyond the context of {context} tokens", where="--window")
+    if asked.mode != "adapter" and (asked.targets or asked.alpha is not None):
+        raise InvalidInputError(
+            "says what an adapter is",
+            where="--target" if asked.targets else "--alpha",
+            hint="add --mode adapter",
+        )
+    if asked.mode == "blockwise" and asked.task:
+        raise InvalidInputError(
+            "has layers learn what the original's do, and no task",
+            where="--mode blockwise",
+            hint="another --mode, or --data instead of --task-data",
+        )
 
 
 def digest(values: Any) -> str:

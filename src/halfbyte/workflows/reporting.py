@@ -106,11 +106,12 @@ def conclude(
     *,
     made_by: str,
     options: LoadOptions | None = None,
+    merged: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Conclusion:
-    """Measure a directory that was made from `model` on our own texts, hold it to our own gate,
-    keep that in its manifest, and put the report into it."""
-    evaluation = Evaluation(str(artefact), against=model, options=options)
+    """Measure a directory that was made from `model` (with adapters `merged` into it) on our own
+    texts, hold it to our own gate, keep that in its manifest, and put the report into it."""
+    evaluation = Evaluation(str(artefact), against=model, options=options, merged=merged)
     texts = evaluation.own_texts
     measured = evaluation.measure(texts, Reading(), progress=progress)
     verdict = evaluation.judge(evaluation.default_gate(), measured, strict=True)
@@ -121,7 +122,7 @@ def conclude(
         verdict,
         texts=texts,
         directory=artefact,
-        measured_by=f"halfbyte eval {evaluation.name} --against {evaluation.base_name} "
+        measured_by=f"halfbyte eval {evaluation.name} {evaluation.reference_flags} "
         f"--gate {DEFAULT}",
         made_by=made_by,
     )
