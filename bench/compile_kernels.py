@@ -51,10 +51,15 @@ class Compiled:
 
 
 def program_of(
-    spec: ModelSpec, recipe: str, *, context: int = 4096, kv: KVType = "bf16"
+    spec: ModelSpec,
+    recipe: str,
+    *,
+    context: int = 4096,
+    kv: KVType = "bf16",
+    capability: int = 86,
 ) -> Program:
-    """The program of a model's steps, over weights that are not there."""
-    ops = TritonOps()
+    """The program of a model's steps on such a card, over weights that are not there."""
+    ops = TritonOps(capability=divmod(capability, 10))
     decoder = outline(spec, schemes_of(spec, recipe), ops)
     step = decoder.new_cache(shape_for(context=context, sequences=1, rows=512, kind=kv)).step
     assert isinstance(step, Recorded)
@@ -138,7 +143,9 @@ def _kind(value: Any, parameter: Any) -> str:
     if isinstance(value, TritonKV):
         return "*u8"
     if isinstance(value, Table):
-        return {"states": "*fp32", "most_pages": "i32"}.get(value.name, "*i32")
+        return {"states": "*fp32", "most_pages": "i32", "states_width": "i32"}.get(
+            value.name, "*i32"
+        )
     if isinstance(value, Apart):
         return "i64"
     return "fp32" if isinstance(value, float) else "i64" if "int64" in annotation else "i32"
@@ -175,11 +182,13 @@ def main() -> None:
     given = parser.parse_args()
     path = Path(given.model)
     path = path if path.exists() else CONFIGS / f"{given.model}.json"
-    program = program_of(spec_of(json.loads(path.read_text())), given.recipe, kv=given.kv)
+    capability = int(float(given.capability) * 10)
+    spec = spec_of(json.loads(path.read_text()))
+    program = program_of(spec, given.recipe, kv=given.kv, capability=capability)
     print(f"{'kernel':14} {'rows':>5} {'registers':>9} {'stack':>6} {'shared':>8}")
     for rows in map(int, given.rows.split(",")):
         only = [name for name in given.only.split(",") if name]
-        for it in compiled(program, rows, int(float(given.capability) * 10), only):
+        for it in compiled(program, rows, capability, only):
             print(
                 f"{it.kernel:14} {it.shape.rows:5} {it.registers:9} {it.spills:6} "
                 f"{it.shared_bytes:8}",

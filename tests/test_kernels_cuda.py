@@ -15,15 +15,19 @@ from oracle import CONFIGS, oracle, relative_error, source_of
 from test_kernels_triton import BF16, greedy, ops_of, product, stored
 from test_kernels_values import FULL, PROPORTIONAL, attention_of
 from test_kernels_values import run as attention
+from test_models_cut import cut, said
 
 from halfbyte.formats.checkpoint import read
+from halfbyte.kernels.choice import choose
 from halfbyte.kernels.reference import ReferenceOps
+from halfbyte.kernels.relay import Front
 from halfbyte.kernels.triton.layout import FORMATS
 from halfbyte.models.cache import CacheShape, Slot
 from halfbyte.models.decoder import Chunk, Decoder
 from halfbyte.models.load import load
 from halfbyte.quantizer.pipeline import Quantized
-from halfbyte.specs import KVType, recipe_of
+from halfbyte.specs import KVType, cuts, recipe_of
+from halfbyte.text.tokenizer import Tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -92,6 +96,30 @@ def test_a_model_has_the_same_bits_in_any_chunk_and_from_a_graph(name: str, kind
     whole = run(decoder, [LENGTH], kind)
     pieces = [512, 1, 1, 1, 5, 5, 5, 8, 200, 500, 62]
     assert np.array_equal(whole, run(decoder, pieces, kind))
+
+
+@pytest.mark.parametrize("name", ["gemma4-unified", "gemma4-everything"])
+def test_a_model_cut_in_two_has_the_same_bits_in_any_chunk_and_from_a_graph(name: str) -> None:
+    """The front on the CPU is no part of the graph, and hands its states over before each."""
+    config = {**CONFIGS[name], "max_position_embeddings": 2048}
+    source = source_of(oracle(config), config, recipe="q4_0")
+    number = cuts(source.spec)[-1]
+    front = Front(choose(source.spec, "cpu"), len(source.spec.layers) - number)
+    decoder = load(source, ops_of("bf16"), front=front)
+    whole = run(decoder, [LENGTH])
+    assert np.array_equal(whole, run(decoder, [512, 1, 1, 1, 5, 5, 5, 8, 200, 500, 62]))
+    theirs = load(source, ReferenceOps(activations="bf16"), front=front)
+    assert relative_error(whole[:64], run(theirs, [LENGTH])[:64]) < BF16
+
+
+def test_a_card_with_some_of_the_layers_says_what_the_reference_says(tiny_gemma4: Path) -> None:
+    source = Quantized(read(tiny_gemma4), recipe_of("q4_0"))
+    prompt = Tokenizer(source.assets).encode_raw("The history of the sea")  # type: ignore[arg-type]
+    theirs = said(load(source, ReferenceOps(activations="bf16")), prompt, 24)
+    for number in cuts(source.spec):
+        assert said(cut(source, number, lambda: choose(source.spec, "cpu"), ops_of), prompt, 24) == (
+            theirs
+        )
 
 
 def test_nothing_is_allocated_once_a_step_is_prepared() -> None:

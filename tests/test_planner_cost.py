@@ -19,7 +19,7 @@ from halfbyte.kernels.cpu import CPUOps, instruction_set
 from halfbyte.models.load import load
 from halfbyte.planner.cards import card
 from halfbyte.planner.cost import cache, ledger, weights
-from halfbyte.planner.runtimes import Companion, ReferenceRuntime, runtime_of
+from halfbyte.planner.runtimes import Companion, runtime_of
 from halfbyte.planner.solve import Goal, Model, schemes_of, solve
 from halfbyte.specs import KVType, Machine, ModelSpec, Setup, plan_of
 
@@ -93,7 +93,7 @@ def test_cells_take_what_is_planned(kind: KVType, head_dim: int) -> None:
 )
 def test_caches_take_what_is_published(name: str, sliding: int, full: int, window: int) -> None:
     model = spec(name)
-    runtime = ReferenceRuntime("cuda", model, schemes_of(model, "bf16"))
+    runtime = runtime_of("cuda", model, schemes_of(model, "bf16"), reference=True)
     rows = {
         row.component: row.bytes for row in cache(model, replace(SETUP, context=32768), runtime)
     }

@@ -28,7 +28,7 @@ from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.lora import open_adapter
 from halfbyte.formats.progress import Progress
 from halfbyte.formats.reference import locate
-from halfbyte.kernels.choice import choose, declined, usable
+from halfbyte.kernels.choice import choose, choose_front, declined, usable
 from halfbyte.kernels.contract import OpSet
 from halfbyte.models.load import load, load_drafter
 from halfbyte.planner.calibration import read_store
@@ -46,6 +46,7 @@ from halfbyte.planner.solve import USUAL_CONTEXT, Goal, unbounded
 from halfbyte.quantizer.opening import open_drafter, open_source
 from halfbyte.specs import (
     AUTO,
+    DeviceKind,
     LoadOptions,
     Machine,
     ModelSpec,
@@ -53,6 +54,7 @@ from halfbyte.specs import (
     Request,
     SamplingParams,
     most_drafts,
+    parted,
 )
 from halfbyte.text.answer import Answer, AnswerStream, Piece, collected
 from halfbyte.text.assets import TextAssets
@@ -127,15 +129,24 @@ class LLM:
         reason = declined(self.spec, options.device)
         if reason is not None:
             self.notes.append(f"the reference op set runs, slowly: {reason}")
+        self.kind: DeviceKind = "cuda" if usable(options.device).startswith("cuda") else "cpu"
         drafts = options.draft != "off" and (plan is None or plan.setup.drafter is not None)
         drafter = self._drafter(source, options, progress) if drafts else None
         self.plan = self._planned(model, source, ops, options, drafter, plan)
         setup = self.plan.setup
         if setup.drafter is None and drafter is not None:
-            self.notes.append("the drafter is left aside: memory has no room for it")
+            self._leave_aside(drafter, options)
             drafter = None
         self.context = setup.context
-        self.decoder = load(source, ops, adapters=self.adapters, progress=progress)
+        front = choose_front(
+            self.spec, options.device, setup.card_layers, options.dtype, threads=options.threads
+        )
+        if front is not None and options.card_layers is None:
+            self.notes.append(
+                f"the card has room for {setup.card_layers} of {len(self.spec.layers)} layers: the "
+                "others run on the CPU"
+            )
+        self.decoder = load(source, ops, front=front, adapters=self.adapters, progress=progress)
         body_bytes = ops.packed_bytes
         drafting = self._drafting(drafter, options, progress)
         self._drafter_bytes = ops.packed_bytes - body_bytes
@@ -165,7 +176,6 @@ class LLM:
         drafter: Source | None,
         given: Plan | None,
     ) -> Plan:
-        kind = "cuda" if usable(options.device).startswith("cuda") else "cpu"
         goal = Goal(
             budget_bytes=None if given is None else given.budget_bytes,
             context=options.context,
@@ -174,10 +184,12 @@ class LLM:
             spare=options.spare,
             draft=most_drafts(options.draft),
             reference=ops.name == "reference",
+            card_layers=options.card_layers,
+            divides=given is None,
         )
         companion = None if drafter is None else companion_of(options.drafter, drafter)
         self._described = opened(model, source, companion, self.adapters)
-        plan = usual_plan(self._described, this_machine(kind), goal, read_store())
+        plan = usual_plan(self._described, this_machine(self.kind), goal, read_store())
         if given is not None:
             refuse_another(given, plan)
         if plan.setup.context < min(self.spec.context, options.context or USUAL_CONTEXT):
@@ -198,7 +210,7 @@ class LLM:
         adapters_bytes, drafter_bytes = self.decoder.adapter_bytes, self._drafter_bytes
         now = sample()
         return Memory(
-            weights_bytes=self.decoder.ops.packed_bytes - adapters_bytes - drafter_bytes,
+            weights_bytes=self.decoder.packed_bytes - adapters_bytes - drafter_bytes,
             adapters_bytes=adapters_bytes,
             drafter_bytes=drafter_bytes,
             kv_bytes=self.engine.cache_bytes,
@@ -385,6 +397,18 @@ class LLM:
                 raise
             self.notes.append(f"the drafter beside the model is left aside: {error.what}")
             return None
+
+    def _leave_aside(self, drafter: Source, options: LoadOptions) -> None:
+        """Notes why a drafter is not used; refuses one asked for by name that cannot work."""
+        layers = self.plan.setup.card_layers
+        reason = None if layers is None else parted(drafter.spec, self.spec, layers)
+        if reason is not None and options.drafter != AUTO:
+            raise InvalidInputError(
+                f"with {layers} layers on the card the drafter cannot work: {reason}",
+                hint="give more --card-layers, or --draft off",
+            )
+        reason = reason or "memory has no room for it"
+        self.notes.append(f"the drafter is left aside: {reason}")
 
     def _assets(self) -> TextAssets:
         if self.assets is None:

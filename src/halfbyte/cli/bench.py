@@ -43,6 +43,7 @@ def lengths(value: str) -> list[int]:
     "... of all rounds.",
 )
 @flags.DEVICE
+@flags.CARD_LAYERS
 @flags.JSON
 def command(
     model: str,
@@ -55,6 +56,7 @@ def command(
     device: str,
     dtype: Any,
     threads: int | None,
+    card_layers: int | None,
     as_json: bool,
 ) -> None:
     """Time MODEL: prompts (prefill@N), tokens behind a depth (decode@D), several rows (rows@M).
@@ -66,7 +68,7 @@ def command(
     from halfbyte.evals.bench import bench, standard, step_bytes
     from halfbyte.evals.speculation import speculate
     from halfbyte.formats.reference import locate
-    from halfbyte.kernels.choice import choose
+    from halfbyte.kernels.choice import choose, choose_front
     from halfbyte.models.load import load
     from halfbyte.planner.probe import peak_bytes, resident_bytes
     from halfbyte.quantizer.opening import open_source
@@ -74,8 +76,9 @@ def command(
     before = resident_bytes()
     start = perf_counter()
     source = open_source(model)
-    decoder = load(source, choose(source.spec, device, dtype, threads=threads))
-    load_s, weights_bytes = perf_counter() - start, decoder.ops.packed_bytes
+    front = choose_front(source.spec, device, card_layers, dtype, threads=threads)
+    decoder = load(source, choose(source.spec, device, dtype, threads=threads), front=front)
+    load_s, weights_bytes = perf_counter() - start, decoder.packed_bytes
     drafts = None if rates is None else _drafter(drafter, source, locate(model), decoder)
     trials = standard(source.spec.context, prefill=prefill, depths=depth, decode=decode)
     with progress("timing") as report:
@@ -87,7 +90,7 @@ def command(
         ]
     facts = {
         "rows": [asdict(row) for row in rows],
-        "ops": decoder.ops.name,
+        "ops": decoder.name,
         "load_s": load_s,
         "weights_bytes": weights_bytes,
         "step_bytes": step_bytes(source),

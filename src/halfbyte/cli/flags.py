@@ -68,6 +68,13 @@ DEVICE = _all(
     click.option("--threads", type=click.IntRange(min=1), help="Compute threads."),
 )
 
+CARD_LAYERS = click.option(
+    "--card-layers",
+    type=click.IntRange(min=1),
+    help="The last so many layers on the card, the others on the CPU.  [default: all, or as many "
+    "as fit]",
+)
+
 CACHE = _all(
     click.option("--context", type=length, help="Positions of one sequence, e.g. 8k."),
     click.option(
@@ -115,7 +122,9 @@ CALIBRATION = click.option(
     help="Use what `fill` measured on this machine, or only what is the same everywhere.",
 )
 # What a plan says, so that nothing else may.
-OF_PLANS = ("context", "kv", "recipe", "sequences", "parallel", "draft", "drafter", "loras")
+OF_PLANS = (
+    "context", "kv", "recipe", "sequences", "parallel", "draft", "drafter", "loras", "card_layers",
+)  # fmt: skip
 
 
 def planned(ctx: click.Context, file: Path) -> Plan:
@@ -124,7 +133,7 @@ def planned(ctx: click.Context, file: Path) -> Plan:
 
     for name in OF_PLANS:
         if name in ctx.params and was_given(ctx, name):
-            flag = "--lora" if name == "loras" else f"--{name}"
+            flag = "--lora" if name == "loras" else "--" + name.replace("_", "-")
             raise click.UsageError(f"{flag} is said by the plan: change it in {file.name}")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))

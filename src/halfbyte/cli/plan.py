@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from halfbyte.cli.console import document
 from halfbyte.cli.values import gib, length, sequences, size
 
 if TYPE_CHECKING:
-    from halfbyte.specs import Machine, Plan
+    from halfbyte.specs import Machine, Plan, Row
 
 
 @click.command("plan")
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @flags.DRAFT
 @flags.LORA
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
+@flags.CARD_LAYERS
 @flags.TRAINING
 @click.option(
     "--emit",
@@ -59,6 +60,7 @@ def command(
     drafter: str,
     loras: tuple[str, ...],
     device: str,
+    card_layers: int | None,
     train: Any,
     batch: int,
     seq: int,
@@ -87,7 +89,7 @@ def command(
     from halfbyte.specs import most_drafts
 
     refuse_strangers(ctx, training=train is not None)
-    where = card(machine) if machine is not None else this_machine(_kind(device))
+    where = this_machine(_kind(device)) if machine is None else _in_this_machine(card(machine))
     if train is not None:
         from halfbyte.cli.plan_training import tell
         from halfbyte.planner.training import Training
@@ -116,6 +118,7 @@ def command(
         kv=kv,
         sequences=sequences,
         draft=most_drafts(draft),
+        card_layers=card_layers,
     )
     known = model_of(
         model, drafter=None if draft == "off" else drafter, adapters=flags.references(loras)
@@ -134,6 +137,13 @@ def _kind(device: str) -> Any:
     return "cuda" if device.startswith("cuda") else "cpu"
 
 
+def _in_this_machine(found: Machine) -> Machine:
+    """A card that is not here, as if it were: what it has no room for lies in this memory."""
+    from halfbyte.planner.probe import this_machine
+
+    return replace(found, host=this_machine())
+
+
 def refuse_strangers(ctx: click.Context, *, training: bool) -> None:
     """Flags of running a model beside --train, and those of training without it."""
     for name in ctx.params:
@@ -146,7 +156,7 @@ def refuse_strangers(ctx: click.Context, *, training: bool) -> None:
             raise click.UsageError(f"{flag} says how a model is run, and not how it is trained")
 
 
-OF_RUNNING = ("context", "kv", "sequences", "draft", "drafter", "loras")
+OF_RUNNING = ("context", "kv", "sequences", "draft", "drafter", "loras", "card_layers")
 
 
 def _brief(plan: Plan) -> dict[str, Any]:
@@ -163,6 +173,9 @@ def _say(plan: Plan, alternatives: list[Plan], machine: Machine) -> None:
     click.echo(f"{plan.model} on {machine.name}, {plan.ops}: {_how(plan)}")
     for line in columns([*_ledger(plan)], right=(2,)):
         click.echo(line)
+    if plan.setup.card_layers is not None:
+        for line in columns([*_host_ledger(plan, machine)], right=(2,)):
+            click.echo(line)
     for row in plan.left_out:
         click.echo(f"  left out: {row.component}, {gib(row.bytes)} {row.note}")
     if len(alternatives) > 1:
@@ -178,21 +191,36 @@ ALTERNATIVES = ("weights", "cache", "drafts", "takes", "context", "tokens/s", "f
 def _how(plan: Plan) -> str:
     setup = plan.setup
     several = f"{setup.sequences} x " if setup.sequences > 1 else ""
+    layers = "" if setup.card_layers is None else f"{setup.card_layers} layers on the card, "
     drafter = "no drafter" if setup.drafter is None else f"drafts by {Path(setup.drafter).name}"
     empty, full = (f"{rate:.3g}" for rate in plan.tokens_per_s or (0, 0))
     speed = f", about {empty} tokens/s, {full} when it is full" if plan.tokens_per_s else ""
-    return f"{several}{setup.context} positions, {setup.kv} cache, {drafter}{speed}"
+    return f"{layers}{several}{setup.context} positions, {setup.kv} cache, {drafter}{speed}"
 
 
 def _ledger(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
-    """Component, a mark if it is calibrated, bytes, note."""
-    for row in plan.rows:
-        if row.bytes:
-            sign = "-" if row.bytes < 0 else ""
-            mark = "~" if row.basis == "calibrated" else ""
-            yield row.component, mark, sign + gib(abs(row.bytes)), row.note
-    verdict = f"{'fits' if plan.fits else 'does NOT fit'} into {gib(plan.budget_bytes)}"
-    yield "total", "", gib(plan.total_bytes), verdict
+    """Component, a mark if it is calibrated, bytes, note; what the device holds."""
+    yield from map(_line, (row for row in plan.rows if row.place == "device" and row.bytes))
+    yield "total", "", gib(plan.total_bytes), _verdict(plan.total_bytes, plan.budget_bytes)
+
+
+def _host_ledger(plan: Plan, machine: Machine) -> Iterator[tuple[str, str, str, str]]:
+    """The same of the host, which has the layers that the card does not."""
+    name = "the CPU" if machine.host is None else machine.host.name
+    yield "", "", "", f"on {name}:"
+    yield from map(_line, (row for row in plan.rows if row.place == "host" and row.bytes))
+    verdict = _verdict(plan.host_bytes, plan.host_budget_bytes)
+    yield "total", "", gib(plan.host_bytes), verdict
+
+
+def _line(row: Row) -> tuple[str, str, str, str]:
+    sign = "-" if row.bytes < 0 else ""
+    mark = "~" if row.basis == "calibrated" else ""
+    return row.component, mark, sign + gib(abs(row.bytes)), row.note
+
+
+def _verdict(total: int, budget: int) -> str:
+    return f"{'fits' if total <= budget else 'does NOT fit'} into {gib(budget)}"
 
 
 def _alternative(plan: Plan) -> tuple[str, ...]:
@@ -202,6 +230,8 @@ def _alternative(plan: Plan) -> tuple[str, ...]:
     context = str(setup.context) if plan.fits else ""
     verdict = "fits" if plan.fits else "does not fit"
     weights = setup.recipe or "as stored"
+    if setup.card_layers is not None:
+        weights += f", {setup.card_layers} layers on the card"
     return weights, setup.kv, drafts, gib(plan.total_bytes), context, *rates, verdict
 
 
@@ -218,6 +248,8 @@ def next_command(plan: Plan) -> str:
         words += ["--draft", "off"]
     elif setup.drafter is not None:
         words += ["--drafter", setup.drafter]
+    if setup.card_layers is not None:
+        words += ["--card-layers", str(setup.card_layers)]
     for adapter in setup.adapters:
         words += ["--lora", adapter]
     return shlex.join(words)

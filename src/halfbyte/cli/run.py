@@ -51,6 +51,7 @@ class Manner:
 @flags.CACHE
 @flags.PLAN
 @flags.DEVICE
+@flags.CARD_LAYERS
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -81,6 +82,7 @@ def command(
     device: str,
     dtype: Any,
     threads: int | None,
+    card_layers: int | None,
 ) -> None:
     """Generate text with MODEL.
 
@@ -103,6 +105,7 @@ def command(
         threads=threads,
         draft=draft,
         drafter=drafter,
+        card_layers=card_layers,
     )
     manner = Manner(
         raw=raw,
@@ -262,7 +265,7 @@ def summary(llm: LLM, reply: Reply) -> str:
         f" | answer {len(done.token_ids)} tokens, {decode:.1f} tokens/s ({done.finish_reason})"
         f"{'' if done.draft is None else _drafts(done.draft)}"
         f" | weights {gib(memory.weights_bytes)}{adapters}{drafter}, cache {gib(memory.kv_bytes)},"
-        f" peak {gib(memory.peak_bytes)}{cards} | {llm.decoder.ops.name} ops"
+        f" peak {gib(memory.peak_bytes)}{cards} | {llm.decoder.name} ops"
     )
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 @flags.CACHE
 @flags.PLAN
 @flags.DEVICE
+@flags.CARD_LAYERS
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -86,6 +87,7 @@ def command(
     device: str,
     dtype: Any,
     threads: int | None,
+    card_layers: int | None,
 ) -> None:
     """Serve MODEL to clients that speak OpenAI's or Anthropic's API, and a page to people.
 
@@ -108,6 +110,7 @@ def command(
         drafter=drafter,
         parallel=parallel,
         spare=1,
+        card_layers=card_layers,
     )
     chosen = settings.Settings(
         host=host,

@@ -11,7 +11,8 @@ from halfbyte import env
 from halfbyte.errors import InvalidInputError, UnsupportedError
 from halfbyte.kernels.contract import OpSet
 from halfbyte.kernels.cpu import INSTRUCTION_SETS, CPUOps, instruction_set, lacking
-from halfbyte.specs import DType, ModelSpec
+from halfbyte.kernels.relay import Front
+from halfbyte.specs import DType, ModelSpec, check_cut
 
 if TYPE_CHECKING:
     from halfbyte.kernels.reference import ReferenceOps
@@ -63,6 +64,30 @@ def choose(
     if device.startswith("cuda") and declined(spec, device) is None:
         return _triton(device, dtype)
     return _reference(spec, device, dtype, threads, exact_rows=True)
+
+
+def choose_front(
+    spec: ModelSpec,
+    device: str,
+    card_layers: int | None,
+    dtype: DType = "auto",
+    *,
+    threads: int | None = None,
+) -> Front | None:
+    """The CPU's op set for the layers before the last `card_layers`, which a card has; None where
+    the device has all. `InvalidInputError` where there is no card, or no such cut."""
+    count = len(spec.layers)
+    if card_layers is None:
+        return None
+    if not usable(device).startswith("cuda"):
+        raise InvalidInputError(
+            "--card-layers is for a card, and the model runs on the CPU", hint="give --device cuda"
+        )
+    check_cut(spec, card_layers)
+    if card_layers == count:
+        return None
+    exact: DType = "f32" if dtype == "f32" else "auto"
+    return Front(choose(spec, "cpu", exact, threads=threads), count - card_layers)
 
 
 def declined(spec: ModelSpec, device: str) -> str | None:

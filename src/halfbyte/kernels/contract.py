@@ -55,8 +55,8 @@ class Span:
 class Rows:
     """The rows of one forward: their tokens, and the spans they form, in order.
 
-    `states` [R, H] f32 come from another forward; only a drafter's has them. (The reference takes a
-    tensor of torch, too, and lets gradients through.)
+    `states` [R, W] f32 come from another forward: that of a drafter's target, or of the layers
+    before these. (The reference takes a tensor of torch, too, and lets gradients through.)
     """
 
     token_ids: Sequence[int]
@@ -218,8 +218,8 @@ class OpSet(Protocol):
         """[R, H]: the table's row of every token, times `scale`."""
         ...
 
-    def given(self, rows: Rows, width: int) -> Array:
-        """[R, width]: the states that came with the rows."""
+    def given(self, rows: Rows, width: int, start: int = 0) -> Array:
+        """[R, width]: of the states that came with the rows, the columns from `start` on."""
         ...
 
     def concat(self, first: Array, second: Array) -> Array:

@@ -8,18 +8,17 @@ and which ring a sequence gets is decided upstairs (integers); this file owns th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.kernels.contract import (
     Array,
     Choosing,
-    Graph,
     KVLayout,
-    OpSet,
     Preparing,
     Span,
+    Step,
 )
 from halfbyte.specs import AttentionSpec, KVType, LayerSpec, ModelSpec
 
@@ -124,35 +123,28 @@ def shape_for(
 class Cache:
     """The cells of every layer, and the step that runs a model over them.
 
-    Sequences enter with a `Slot`. `graph` is the model's forward, given the layers' cells;
-    `key_norms` are its layers' weights. A layer with a `kv_source` has the cells of that layer.
-    `ring_len` is the length of the shortest ring, None where no layer slides.
+    Sequences enter with a `Slot`. A layer with a `kv_source` has the cells of that layer; a layer
+    that is not there has None. `ring_len` is the length of the shortest ring, None where no
+    layer slides.
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        ops: OpSet,
-        shape: CacheShape,
-        graph: Callable[[Sequence[Array]], Graph],
-        key_norms: Sequence[Array | None],
+        self, spec: ModelSpec, shape: CacheShape, layers: Sequence[Array | None], step: Step
     ) -> None:
         self.shape = shape
-        self.layers: list[Array] = []
+        self.layers: list[Array] = [*layers]
         self.nbytes = 0
         self._rings: list[Array] = []
         self.ring_len: int | None = None
-        for layer, key_norm in zip(spec.layers, key_norms, strict=True):
-            if layer.kv_source is not None:
-                self.layers.append(self.layers[layer.kv_source])
+        for layer, cells in zip(spec.layers, layers, strict=False):
+            if layer.kv_source is not None or cells is None:
                 continue
             layout = shape.layout(layer)
-            self.layers.append(ops.new_kv(layout, key_norm))
-            self.nbytes += self.layers[-1].nbytes
+            self.nbytes += cells.nbytes
             if layout.sliding:
-                self._rings.append(self.layers[-1])
+                self._rings.append(cells)
                 self.ring_len = min(self.ring_len or layout.stride, layout.stride)
-        self.step = ops.step(graph(self.layers))
+        self.step = step
 
     def copy_ring(self, source: int, target: int) -> None:
         """What one ring holds, into another, in every sliding layer."""

@@ -22,7 +22,9 @@ from halfbyte.kernels.contract import (
     Linear,
     OpSet,
     Rows,
+    Step,
 )
+from halfbyte.kernels.relay import Relay
 from halfbyte.models.cache import Cache, CacheShape, Slot
 from halfbyte.specs import LayerSpec, ModelSpec
 
@@ -96,7 +98,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """The packed weights of a model. A tied head is the embedding itself."""
+    """The packed weights of a model, or of a run of its layers: what lies elsewhere is None.
+
+    A tied head is the embedding itself.
+    """
 
     embed: Array
     per_layer: PerLayerWeights | None
@@ -109,7 +114,9 @@ class Decoder:
     """A model that runs: its spec, its weights, and the op set they are packed for.
 
     `adapters` are the names of the updates of its linears, in their order; they take
-    `adapter_bytes` of what the op set has packed.
+    `adapter_bytes` of what the op set has packed. `layers` are those that it has, None for all
+    of the model. Those before them are run by `front`, on another op set: the two are one model,
+    and this one goes on from the states that the front hands over.
     """
 
     def __init__(
@@ -120,19 +127,65 @@ class Decoder:
         *,
         adapters: Sequence[str] = (),
         adapter_bytes: int = 0,
+        layers: range | None = None,
+        front: Decoder | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
         self.ops = ops
         self.adapters = tuple(adapters)
-        self.adapter_bytes = adapter_bytes
+        self.layers = range(len(spec.layers)) if layers is None else layers
+        self.front = front
+        self._adapter_bytes = adapter_bytes
+
+    @property
+    def name(self) -> str:
+        """The op set that runs it; where there are two, which has how many layers."""
+        if self.front is None:
+            return self.ops.name
+        return f"{self.ops.name} behind {len(self.front.layers)} layers of {self.front.ops.name}"
+
+    @property
+    def packed_bytes(self) -> int:
+        """What all that was packed takes, wherever it lies."""
+        return self.ops.packed_bytes + (0 if self.front is None else self.front.packed_bytes)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """What the adapters take of that."""
+        return self._adapter_bytes + (0 if self.front is None else self.front.adapter_bytes)
 
     def new_cache(
         self, shape: CacheShape, graph: Callable[[Sequence[Array]], Graph] | None = None
     ) -> Cache:
-        """A cache of this shape; its step gives logits and states, unless it is another `graph`."""
-        key_norms = [layer.k_norm for layer in self.weights.layers]
-        return Cache(self.spec, self.ops, shape, graph or self._graph, key_norms)
+        """A cache of this shape; its step gives logits and states, unless it is another `graph`.
+
+        That of a part in front gives the states that it hands over.
+        """
+        cells = self._new_cells(shape)
+        step = self._step(cells, graph)
+        if self.front is not None:
+            step = Relay(self.front._step(cells), step)
+        return Cache(self.spec, shape, cells, step)
+
+    def _new_cells(self, shape: CacheShape) -> list[Array | None]:
+        """The cells of every layer up to the last of these; None where others have them."""
+        lacking: list[Array | None] = [None] * self.layers.start
+        cells = lacking if self.front is None else self.front._new_cells(shape)
+        for index, weights in enumerate(self.weights.layers, self.layers.start):
+            layer = self.spec.layers[index]
+            source = layer.kv_source
+            own = source is None
+            cells.append(
+                self.ops.new_kv(shape.layout(layer), weights.k_norm) if own else cells[source]
+            )
+        return cells
+
+    def _step(
+        self, cells: Sequence[Array], graph: Callable[[Sequence[Array]], Graph] | None = None
+    ) -> Step:
+        ends = self.layers.stop == len(self.spec.layers)
+        return self.ops.step((graph or (self._graph if ends else self._handing))(cells))
 
     def forward(self, chunks: Sequence[Chunk], cache: Cache) -> np.ndarray:
         """Logits [wanted rows, V] f32 of the chunks, in order; their slots move forward."""
@@ -161,20 +214,44 @@ class Decoder:
 
         return graph
 
+    def _handing(self, caches: Sequence[Array]) -> Graph:
+        """[R, H] the states behind these layers, and with them the embeddings per layer."""
+
+        def graph(rows: Rows, wanted: Sequence[int]) -> tuple[Array]:
+            x, inputs = self._through(rows, caches)
+            return (x if inputs is None else self.ops.concat(x, inputs),)
+
+        return graph
+
     def states(
         self, rows: Rows, caches: Sequence[Array], wanted: Sequence[int] | None = None
     ) -> Array:
         """The normed final states [R, H] that the head is applied to; all rows unless `wanted`."""
-        x, inputs = self.enter(rows)
-        for index, weights in enumerate(self.weights.layers):
-            x = self.attention(x, index, weights, rows, caches[index])
-            x = self.feed_forward(x, index, weights, inputs)
+        x, _ = self._through(rows, caches)
         return self.leave(x if wanted is None else self.ops.select(x, wanted))
 
+    def _through(self, rows: Rows, caches: Sequence[Array]) -> tuple[Array, Array | None]:
+        """The states [R, H] behind these layers, and the embeddings per layer that came along."""
+        x, inputs = self.enter(rows)
+        for index, weights in enumerate(self.weights.layers, self.layers.start):
+            x = self.attention(x, index, weights, rows, caches[index])
+            x = self.feed_forward(x, index, weights, inputs)
+        return x, inputs
+
     def enter(self, rows: Rows) -> tuple[Array, Array | None]:
-        """What the layers start from: the embeddings [R, H], and those per layer if there are."""
+        """What the layers start from: the embeddings [R, H], and those per layer if there are; or
+        what the layers before these have handed over."""
+        if self.layers.start:
+            return self._handed(rows)
         x = self.ops.embed(rows, self.weights.embed, self.spec.embed_scale)
         return x, self._per_layer_inputs(x, rows)
+
+    def _handed(self, rows: Rows) -> tuple[Array, Array | None]:
+        hidden, each = self.spec.hidden, self.spec.per_layer
+        x = self.ops.given(rows, hidden)
+        if each is None:
+            return x, None
+        return x, self.ops.given(rows, len(self.spec.layers) * each.width, hidden)
 
     def attention(
         self, x: Array, index: int, weights: LayerWeights, rows: Rows, kv: Array

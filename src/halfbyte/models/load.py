@@ -6,8 +6,8 @@ every value exactly; where there is none, loading fails before anything runs, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from halfbyte.formats.checkpoint import Checkpoint, Source
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Array, Experts, Linear, LowRank, OpSet
 from halfbyte.kernels.cpu import CPUOps
+from halfbyte.kernels.relay import Front
 from halfbyte.kernels.triton import TritonOps
 from halfbyte.models.decoder import (
     Decoder,
@@ -27,7 +28,15 @@ from halfbyte.models.decoder import (
     Weights,
 )
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, ModelSpec, Scheme, lossless_target, paired_layers
+from halfbyte.specs import (
+    SCHEMES,
+    ModelSpec,
+    Scheme,
+    TensorSpec,
+    check_cut,
+    lossless_target,
+    paired_layers,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
 Updates = Mapping[str, tuple[LowRank | None, ...]]
 """Name of a weight -> what each adapter adds to it; weights that none changes are left out."""
 NO_UPDATES: Updates = {}
+EMBED = "embed.weight"
 # The op sets that say what a tensor would take.
 Outlining = CPUOps | TritonOps
 TOKENS = ".tokens"  # whole numbers that a drafter keeps apart
@@ -47,27 +57,64 @@ def load(
     source: Source,
     ops: OpSet,
     *,
+    front: Front | None = None,
     adapters: Mapping[str, Adapter] | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
-    """The decoder of a source, its tensors packed for this op set, with adapters by name.
+    """The decoder of a source, its tensors packed for this op set, with adapters by name; its first
+    layers are packed for that of `front`, if there is one.
 
-    Peak memory: what the op set keeps, and the largest tensor.
+    Peak memory: what the op sets keep, and the largest tensor.
     """
-    _refuse_drafter(source.spec)
-    _reserve(source, ops)
-    packed = {name: _pack(name, q, ops) for name, q in _watched(source, ops, progress)}
-    body_bytes = ops.packed_bytes
-    found = adapters or {}
-    updates = _packed_updates([*found.values()], ops)
-    weights = _weights(source.spec, packed, updates, embed=packed["embed.weight"])
-    return Decoder(
-        source.spec,
-        weights,
-        ops,
-        adapters=tuple(found),
-        adapter_bytes=ops.packed_bytes - body_bytes,
-    )
+    spec = source.spec
+    _refuse_drafter(spec)
+    parts = _parts(spec, ops, front)
+    for part in parts:
+        _reserve(source, part)
+    for name, q in _watched(source, [part.ops for part in parts], progress):
+        for part in parts:
+            if spec.holds(part.layers, name):
+                part.packed[name] = _pack(name, q, part.ops)
+    decoder: Decoder | None = None
+    for part in parts:
+        decoder = part.decoder(spec, adapters or {}, decoder)
+    assert decoder is not None, "a model has one part at least"
+    return decoder
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A run of layers, the op set that they are for, and their tensors by our names."""
+
+    ops: OpSet
+    layers: range
+    packed: dict[str, Array] = field(default_factory=dict[str, Array])
+
+    def decoder(
+        self, spec: ModelSpec, adapters: Mapping[str, Adapter], front: Decoder | None
+    ) -> Decoder:
+        """The layers, behind those of `front`, with what adapters add to them."""
+        before = self.ops.packed_bytes
+        columns = [_packed_adapter(it, spec, self.layers, self.ops) for it in adapters.values()]
+        embed = self.packed.get(EMBED)
+        return Decoder(
+            spec,
+            _weights(spec, self.packed, _by_weight(columns), embed=embed, layers=self.layers),
+            self.ops,
+            adapters=tuple(adapters),
+            adapter_bytes=self.ops.packed_bytes - before,
+            layers=self.layers,
+            front=front,
+        )
+
+
+def _parts(spec: ModelSpec, ops: OpSet, front: Front | None) -> list[_Part]:
+    """The parts of a model in the order of its layers."""
+    count = len(spec.layers)
+    if front is None:
+        return [_Part(ops, range(count))]
+    check_cut(spec, count - front.layers)
+    return [_Part(front.ops, range(front.layers)), _Part(ops, range(front.layers, count))]
 
 
 def outline(
@@ -75,34 +122,45 @@ def outline(
     schemes: Mapping[str, Scheme],
     ops: Outlining,
     adapters: Sequence[Adapter] = (),
+    *,
+    layers: range | None = None,
 ) -> Decoder:
-    """The decoder of a model whose weights are not there; what it would take can be asked for."""
+    """The decoder of a model, or of some of its `layers`, whose weights are not there; what it
+    would take can be asked for."""
     _refuse_drafter(spec)
-    packed = _outlined(spec, schemes, ops)
-    updates = _by_weight([outline_adapter(adapter, ops) for adapter in adapters])
-    return Decoder(spec, _weights(spec, packed, updates, embed=packed["embed.weight"]), ops)
+    layers = range(len(spec.layers)) if layers is None else layers
+    packed = _outlined(spec.held(layers), schemes, ops)
+    updates = _by_weight([outline_adapter(it, spec, layers, ops) for it in adapters])
+    weights = _weights(spec, packed, updates, embed=packed.get(EMBED), layers=layers)
+    return Decoder(spec, weights, ops, layers=layers)
 
 
 def outline_drafter(
     spec: ModelSpec, schemes: Mapping[str, Scheme], target: Decoder, ops: Outlining
 ) -> DraftModel:
     """A drafter that is not there, beside a target that need not be."""
-    packed = _outlined(spec, schemes, ops)
+    packed = _outlined(spec.tensors(), schemes, ops)
     return assembled_drafter(spec, packed, target)
 
 
-def _outlined(spec: ModelSpec, schemes: Mapping[str, Scheme], ops: Outlining) -> dict[str, Array]:
+def _outlined(
+    tensors: Iterable[TensorSpec], schemes: Mapping[str, Scheme], ops: Outlining
+) -> dict[str, Array]:
     return {
         tensor.name: ops.outline(_target(schemes[tensor.name], tensor.shape, ops), tensor.shape)
-        for tensor in spec.tensors()
+        for tensor in tensors
         if not tensor.name.endswith(TOKENS)
     }
 
 
-def outline_adapter(adapter: Adapter, ops: Outlining) -> dict[str, LowRank]:
-    """By the names of weights, what an adapter that is not there would add to them."""
+def outline_adapter(
+    adapter: Adapter, spec: ModelSpec, layers: range, ops: Outlining
+) -> dict[str, LowRank]:
+    """By the names of weights, what an adapter that is not there would add to those of layers."""
     found: dict[str, LowRank] = {}
     for module, update in adapter.updates.items():
+        if not spec.holds(layers, update.weight):
+            continue
         scheme = adapter.stored.pairs[module][0].scheme
         a, b = (ops.outline(_target(scheme, shape, ops), shape) for shape in update.shapes)
         found[update.weight] = LowRank(a=a, b=b, scale=update.scale)
@@ -127,7 +185,7 @@ def load_drafter(
     paired_layers(source.spec, target.spec)
     clusters = _tokens(source, "centroids.tokens")
     packed: dict[str, Array] = {}
-    for name, q in _watched(source, ops, progress):
+    for name, q in _watched(source, [ops], progress):
         if name == "head.weight" and clusters is not None:
             q = q.take_rows(clusters)  # a cluster's rows lie together
         if not name.endswith(TOKENS):
@@ -176,20 +234,21 @@ def _pack(name: str, q: QTensor, ops: OpSet) -> Array:
     return packed
 
 
-def _reserve(source: Source, ops: OpSet) -> None:
+def _reserve(source: Source, part: _Part) -> None:
     """On a GPU, takes the memory of all weights in one piece: single ones would be rounded up."""
-    if isinstance(ops, TritonOps):
-        tensors = source.spec.tensors()
+    if isinstance(ops := part.ops, TritonOps):
+        tensors = source.spec.held(part.layers)
         ops.reserve([(_target(source.schemes[it.name], it.shape, ops), it.shape) for it in tensors])
 
 
 def _watched(
-    source: Source, ops: OpSet, progress: Progress | None
+    source: Source, every: Sequence[OpSet], progress: Progress | None
 ) -> Iterator[tuple[str, QTensor]]:
     """The tensors of a source, finite or for `_pack` to check; `progress` is told of the bytes."""
     shapes = {tensor.name: tensor.shape for tensor in source.spec.tensors()}
     done, total = 0, sum(source.schemes[name].bytes(shape) for name, shape in shapes.items())
-    checking = ops.schemes if ops.checks_finite else ()
+    checked = [set(ops.schemes) if ops.checks_finite else set[Scheme]() for ops in every]
+    checking = set.intersection(*checked)
     whole = isinstance(source, Checkpoint)
     for name, q in source.tensors_for(checking) if whole else source.tensors():
         yield name, q
@@ -198,19 +257,19 @@ def _watched(
             progress(done, total)
 
 
-def _packed_updates(adapters: Sequence[Adapter], ops: OpSet) -> Updates:
-    return _by_weight([_packed_adapter(adapter, ops) for adapter in adapters])
-
-
 def _by_weight(columns: Sequence[Mapping[str, LowRank]]) -> Updates:
     """What every adapter adds to a weight, for the weights that any of them changes."""
     changed = {weight for column in columns for weight in column}
     return {weight: tuple(column.get(weight) for column in columns) for weight in changed}
 
 
-def _packed_adapter(adapter: Adapter, ops: OpSet) -> dict[str, LowRank]:
+def _packed_adapter(
+    adapter: Adapter, spec: ModelSpec, layers: range, ops: OpSet
+) -> dict[str, LowRank]:
     packed: dict[str, LowRank] = {}
     for module, update in adapter.updates.items():
+        if not spec.holds(layers, update.weight):
+            continue
         a, b = (ops.pack(_runnable(q, ops)) for q in adapter.tensors(module))
         packed[update.weight] = LowRank(a=a, b=b, scale=update.scale)
     return packed
@@ -232,14 +291,22 @@ def _target(scheme: Scheme, shape: Sequence[int], ops: OpSet) -> Scheme:
 
 
 def _weights(
-    spec: ModelSpec, packed: Mapping[str, Array], updates: Updates, *, embed: Array
+    spec: ModelSpec,
+    packed: Mapping[str, Array],
+    updates: Updates,
+    *,
+    embed: Array,
+    layers: range | None = None,
 ) -> Weights:
+    """The weights of some layers, or of all."""
+    layers = range(len(spec.layers)) if layers is None else layers
+    own = spec.per_layer is not None and layers.start == 0
     return Weights(
         embed=embed,
-        per_layer=per_layer_weights(packed, updates) if spec.per_layer else None,
-        layers=[layer_weights(packed, spec, index, updates) for index in range(len(spec.layers))],
-        norm=packed["norm.weight"],
-        head=embed if spec.tied_head else packed["head.weight"],
+        per_layer=per_layer_weights(packed, updates) if own else None,
+        layers=[layer_weights(packed, spec, index, updates) for index in layers],
+        norm=packed.get("norm.weight"),
+        head=embed if spec.tied_head else packed.get("head.weight"),
     )
 
 

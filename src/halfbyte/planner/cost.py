@@ -44,27 +44,49 @@ def ledger(
 
     Adapters are those of the setup, which the runtime was made with; `pieces` are the tokenizer's.
     """
-    text, source = (0, "") if pieces is None else calibration.text(pieces)
     return (
         *weights(spec, schemes, runtime),
         *adapters(setup, runtime),
         *(() if drafter is None else drafting(drafter, setup, runtime)),
         *cache(spec, setup, runtime),
         *activations(setup, runtime),
-        Row(
-            component="runtime.text",
-            bytes=text,
-            basis="calibrated",
-            note=f"a tokenizer of {pieces.tokens} tokens{source}" if pieces else "no tokenizer",
-        ),
+        *text(pieces, calibration),
         *runtime.overhead(calibration),
     )
+
+
+def divided(
+    spec: ModelSpec,
+    schemes: Mapping[str, Scheme],
+    setup: Setup,
+    front: Runtime,
+    back: Runtime,
+    *,
+    pieces: Pieces | None = None,
+    drafter: Companion | None = None,
+    calibration: Calibration = DEFAULT,
+) -> tuple[Row, ...]:
+    """The ledger of a model whose first layers lie on the host of the card that has the others.
+
+    Text is the host's, whose `calibration` this is; a drafter is the card's.
+    """
+    host = ledger(spec, schemes, setup, front, pieces=pieces, calibration=calibration)
+    card = ledger(spec, schemes, setup, back, drafter=drafter)
+    return (*card, *(replace(row, place="host") for row in host))
+
+
+def text(pieces: Pieces | None, calibration: Calibration) -> Iterator[Row]:
+    """What a tokenizer takes."""
+    if pieces is not None:
+        size, source = calibration.text(pieces)
+        note = f"a tokenizer of {pieces.tokens} tokens{source}"
+        yield Row(component="runtime.text", bytes=size, basis="calibrated", note=note)
 
 
 def weights(spec: ModelSpec, schemes: Mapping[str, Scheme], runtime: Runtime) -> Iterator[Row]:
     """What is stored, by part and scheme, and what the op set's layout adds to it."""
     sizes: Counter[str] = Counter()
-    for tensor in spec.tensors():
+    for tensor in spec.held(runtime.layers):
         scheme = schemes[tensor.name]
         sizes[f"weights.{part_of(tensor.name, tensor.shape)}.{scheme.name}"] += scheme.bytes(
             tensor.shape
@@ -129,7 +151,7 @@ def cache(spec: ModelSpec, setup: Setup, runtime: Runtime) -> Iterator[Row]:
     )
     needed: Counter[str] = Counter()
     slack = 0
-    for layer in spec.layers:
+    for layer in spec.layers[runtime.layers.start : runtime.layers.stop]:
         if layer.kv_source is not None:
             continue
         layout = shape.layout(layer)
@@ -174,17 +196,19 @@ def bytes_per_token(spec: ModelSpec, runtime: Runtime, setup: Setup, depth: int)
 
     Rows of tables that are only looked up are not read; of experts, those that are used.
     """
-    total = runtime.packed_bytes
-    stored = spec.parameters
+    total, layers = runtime.packed_bytes, runtime.layers
+    multiplied = layers.stop == len(spec.layers) and spec.tied_head
+    tensors = [*spec.held(layers)]
+    stored = sum(tensor.count for tensor in tensors)
     idle = sum(
         tensor.count
-        for tensor in spec.tensors()
+        for tensor in tensors
         if tensor.name == "per_layer.embed.weight"
-        or (tensor.name == "embed.weight" and not spec.tied_head)
+        or (tensor.name == "embed.weight" and not multiplied)
     )
     idle += sum(
         (layer.experts.count - layer.experts.used) * 3 * layer.experts.width * spec.hidden
-        for layer in spec.layers
+        for layer in spec.layers[layers.start : layers.stop]
         if layer.experts is not None
     )
     seen = replace(setup, context=max(depth, 1), sequences=1, spare=0)

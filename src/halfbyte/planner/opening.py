@@ -122,11 +122,16 @@ def _pieces(assets: TextAssets | None) -> Pieces | None:
 
 def usual_plan(model: Model, machine: Machine, goal: Goal, store: Store = EMPTY) -> Plan:
     """How a model is run on a machine: with the context that is asked for, or the usual one, or
-    where memory is short the longest that fits.
+    where memory is short the longest that fits. Only where none fits on a card, or the one asked
+    for does not, the model is divided.
 
     Raises `DoesNotFitError` for a context that was asked for.
     """
-    usual = replace(goal, context=goal.context or min(model.spec.context, USUAL_CONTEXT))
+    usual = replace(
+        goal,
+        context=goal.context or min(model.spec.context, USUAL_CONTEXT),
+        divides=goal.context is not None,
+    )
     try:
         return solve(model, machine, usual, store)[0]
     except DoesNotFitError:
@@ -151,6 +156,7 @@ def options_of(plan: Plan, options: LoadOptions) -> LoadOptions:
         context=setup.context,
         parallel=setup.sequences,
         spare=setup.spare,
+        card_layers=setup.card_layers,
         draft=drafted if setup.draft else "off",
         drafter=setup.drafter or AUTO,
     )
@@ -160,14 +166,18 @@ def refuse_another(plan: Plan, found: Plan) -> None:
     """`InvalidInputError` where a plan says that something else is stored than was found."""
     for part in STORED if found.setup.drafter is not None else STORED[:1]:
         told, true = (
-            {row.component: row.bytes for row in one.rows if row.component.startswith(part)}
+            {
+                (row.component, row.place): row.bytes
+                for row in one.rows
+                if row.component.startswith(part)
+            }
             for one in (plan, found)
         )
-        for component in sorted(told.keys() | true.keys()):
-            if not component.endswith(".layout") and told.get(component) != true.get(component):
+        for key in sorted(told.keys() | true.keys()):
+            if not key[0].endswith(".layout") and told.get(key) != true.get(key):
                 raise InvalidInputError(
-                    f"the plan has {told.get(component, 0)} bytes of {component}, "
-                    f"the model {true.get(component, 0)}",
+                    f"the plan has {told.get(key, 0)} bytes of {key[0]}, "
+                    f"the model {true.get(key, 0)}",
                     where=plan.model,
                     hint="it was made for another model or recipe: plan this one anew",
                 )

@@ -39,7 +39,8 @@ def forget_peak() -> None:
 
 
 def this_machine(kind: DeviceKind = "cpu") -> Machine:
-    """The machine as it is now. Its bandwidth is asked for apart: measuring takes a moment."""
+    """The machine as it is now; what a card is in is its host. Bandwidth is asked for apart:
+    measuring takes a moment."""
     if kind == "cuda":
         return _card()
     memory, found = probe_system.memory(), probe_system.processor()
@@ -59,5 +60,9 @@ def _card() -> Machine:
 
     free, total = torch.cuda.mem_get_info()
     return Machine(
-        name=torch.cuda.get_device_name(), kind="cuda", memory_bytes=total, used_bytes=total - free
+        name=torch.cuda.get_device_name(),
+        kind="cuda",
+        memory_bytes=total,
+        used_bytes=total - free,
+        host=this_machine(),
     )

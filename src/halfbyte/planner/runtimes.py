@@ -60,10 +60,11 @@ class Companion:
 
 
 class Runtime(Protocol):
-    """One model on one op set, with its adapters. `basis` is that of `scratch_bytes`;
-    `packed_bytes` are the model's own, `adapter_bytes` those of each adapter."""
+    """A model, or some of its `layers`, on one op set, with its adapters. `basis` is that of
+    `scratch_bytes`; `packed_bytes` are the model's own, `adapter_bytes` those of each adapter."""
 
     name: str
+    layers: range
     basis: Basis
     packed_bytes: int
     adapter_bytes: tuple[int, ...]
@@ -90,17 +91,20 @@ def runtime_of(
     *,
     adapters: Sequence[Adapter] = (),
     reference: bool = False,
+    layers: range | None = None,
 ) -> Runtime:
-    """The op set that would run a model on a device of this kind, or the `reference`."""
+    """The op set that would run a model, or some of its layers, on a device of this kind, or the
+    `reference`."""
+    layers = range(len(spec.layers)) if layers is None else layers
     native = kind == "cpu" and instruction_set() is not None and CPUOps.lacks(spec) is None
     if native and not reference:
-        return NativeRuntime(spec, schemes, adapters)
+        return NativeRuntime(spec, schemes, adapters, layers)
     if kind == "cuda" and not reference:
         from halfbyte.kernels.triton import TritonOps  # only who asks for a card waits for it
 
         if TritonOps.lacks(spec) is None:
-            return TritonRuntime(spec, schemes, adapters)
-    return ReferenceRuntime(kind, spec, schemes, adapters)
+            return TritonRuntime(spec, schemes, adapters, layers)
+    return ReferenceRuntime(kind, spec, schemes, adapters, layers)
 
 
 class NativeRuntime:
@@ -109,12 +113,18 @@ class NativeRuntime:
     basis: Basis = "arithmetic"
 
     def __init__(
-        self, spec: ModelSpec, schemes: Mapping[str, Scheme], adapters: Sequence[Adapter] = ()
+        self,
+        spec: ModelSpec,
+        schemes: Mapping[str, Scheme],
+        adapters: Sequence[Adapter],
+        layers: range,
     ) -> None:
         self._ops = ops = CPUOps(threads=env.thread_count() or env.processor_count())
-        self.name = ops.name
-        self.adapter_bytes = tuple(packed_adapter_bytes(it, CPUOps(threads=1)) for it in adapters)
-        self._decoder = outline(spec, schemes, ops, adapters)
+        self.name, self.layers = ops.name, layers
+        self.adapter_bytes = tuple(
+            packed_adapter_bytes(it, spec, layers, CPUOps(threads=1)) for it in adapters
+        )
+        self._decoder = outline(spec, schemes, ops, adapters, layers=layers)
         self.packed_bytes = ops.packed_bytes - sum(self.adapter_bytes)
         self._cache = self._decoder.new_cache(CacheShape(pages=1, ring_slack=1))
         self._step = _native(self._cache.step)
@@ -142,14 +152,20 @@ class TritonRuntime:
     basis: Basis = "arithmetic"
 
     def __init__(
-        self, spec: ModelSpec, schemes: Mapping[str, Scheme], adapters: Sequence[Adapter] = ()
+        self,
+        spec: ModelSpec,
+        schemes: Mapping[str, Scheme],
+        adapters: Sequence[Adapter],
+        layers: range,
     ) -> None:
         from halfbyte.kernels.triton import TritonOps
 
         self._ops = ops = TritonOps()
-        self.name = ops.name
-        self.adapter_bytes = tuple(packed_adapter_bytes(it, TritonOps()) for it in adapters)
-        self._decoder = outline(spec, schemes, ops, adapters)
+        self.name, self.layers = ops.name, layers
+        self.adapter_bytes = tuple(
+            packed_adapter_bytes(it, spec, layers, TritonOps()) for it in adapters
+        )
+        self._decoder = outline(spec, schemes, ops, adapters, layers=layers)
         self.packed_bytes = ops.packed_bytes - sum(self.adapter_bytes)
         self._cache = self._decoder.new_cache(CacheShape(pages=1, ring_slack=1))
         self._step = cast("Recorded", self._cache.step)
@@ -190,14 +206,23 @@ class ReferenceRuntime:
         kind: DeviceKind,
         spec: ModelSpec,
         schemes: Mapping[str, Scheme],
-        adapters: Sequence[Adapter] = (),
+        adapters: Sequence[Adapter],
+        layers: range,
     ) -> None:
-        sizes = {tensor.name: tensor.count for tensor in spec.tensors()}
-        self.name = f"reference ({kind})"
-        self.adapter_bytes = tuple(adapter.nbytes for adapter in adapters)
+        tensors = [*spec.held(layers)]
+        sizes = {tensor.name: tensor.count for tensor in tensors}
+        self.name, self.layers = f"reference ({kind})", layers
+        self.adapter_bytes = tuple(
+            sum(
+                update.bytes(adapter.stored.pairs[module][0].scheme)
+                for module, update in adapter.updates.items()
+                if spec.holds(layers, update.weight)
+            )
+            for adapter in adapters
+        )
         self._kind = kind
         self._spec = spec
-        stored = sum(schemes[tensor.name].bytes(tensor.shape) for tensor in spec.tensors())
+        stored = sum(schemes[tensor.name].bytes(tensor.shape) for tensor in tensors)
         self.packed_bytes = stored + min(4 * sum(sizes.values()), DECODED_BYTES)
         self._largest = 4 * max(sizes.values())
 
@@ -246,9 +271,9 @@ def _spread_bytes(drafter: ModelSpec, rows: int) -> int:
     return INDEX_BYTES * apart[-1].count + 4 * rows * drafter.vocab
 
 
-def packed_adapter_bytes(adapter: Adapter, ops: Outlining) -> int:
-    """What a fresh op set keeps of an adapter."""
-    return ops.packed_bytes if outline_adapter(adapter, ops) else 0
+def packed_adapter_bytes(adapter: Adapter, spec: ModelSpec, layers: range, ops: Outlining) -> int:
+    """What a fresh op set keeps of what an adapter adds to layers."""
+    return ops.packed_bytes if outline_adapter(adapter, spec, layers, ops) else 0
 
 
 def _process(calibration: Calibration) -> Row:

@@ -22,6 +22,7 @@ from halfbyte.serve.wire import (
     TemplateRequest,
     TokenizeRequest,
 )
+from halfbyte.specs import Machine
 
 Object = dict[str, Any]
 EVENT_S = 1.0
@@ -83,7 +84,7 @@ def info(service: Service) -> Object:
         "context": llm.context,
         "parallel": service.parallel,
         "schemes": llm.stored,
-        "ops": llm.decoder.ops.name,
+        "ops": llm.decoder.name,
         "template": template,
         "can_think": template is not None and llm.turns.can_think,
         "tools": template is not None and "tools" in template,
@@ -112,17 +113,27 @@ def plan(service: Service, asked: PlanRequest) -> Object:
         sequences=asked.parallel or setup.sequences,
         spare=setup.spare,
         draft=setup.draft,
+        card_layers=setup.card_layers,
     )
-    machine = this_machine()
-    # What this process holds is not somebody else's.
-    own = min(service.memory()["resident"], machine.used_bytes)
     if goal.context is not None and goal.context > llm.spec.context:
         raise refused(f"the model's own context is {llm.spec.context}", "context")
     try:
-        free = replace(machine, used_bytes=machine.used_bytes - own)
-        return llm.planned(free, goal).document()
+        return llm.planned(_without_ours(service), goal).document()
     except HalfbyteError as error:
         raise failure_of(error) from error
+
+
+def _without_ours(service: Service) -> Machine:
+    """The machine as it would be if this process held nothing."""
+    resident, machine = service.memory()["resident"], this_machine(service.llm.kind)
+    if machine.host is None:
+        return _less(machine, resident)
+    host = _less(machine.host, resident)
+    return replace(_less(machine, service.llm.memory.card_bytes), host=host)
+
+
+def _less(machine: Machine, held: int) -> Machine:
+    return replace(machine, used_bytes=max(0, machine.used_bytes - held))
 
 
 def tokenize(service: Service, asked: TokenizeRequest) -> Object:

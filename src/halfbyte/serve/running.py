@@ -158,6 +158,6 @@ class Server(uvicorn.Server):
         address = f"http://{host}:{self._port()}"
         self._talk(
             f"{self._service.name}: {self._service.parallel} at once, "
-            f"{llm.context} tokens each, {llm.decoder.ops.name} ops"
+            f"{llm.context} tokens each, {llm.decoder.name} ops"
         )
         self._talk(f"{address}/v1 for clients" + (f", {address} to look" if settings.page else ""))

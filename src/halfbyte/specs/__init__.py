@@ -5,6 +5,7 @@ without torch and without the weights.
 """
 
 from halfbyte.specs.adapter import LowRankSpec, linears
+from halfbyte.specs.cut import check_cut, cuts, parted
 from halfbyte.specs.drafter import CentroidSpec, DrafterSpec
 from halfbyte.specs.loading import (
     AUTO,
@@ -29,7 +30,7 @@ from halfbyte.specs.model import (
     TensorSpec,
 )
 from halfbyte.specs.pairing import paired_layers
-from halfbyte.specs.plan import Basis, Plan, Row, Setup, plan_of
+from halfbyte.specs.plan import Basis, Place, Plan, Row, Setup, plan_of
 from halfbyte.specs.prefix import common
 from halfbyte.specs.request import Guide, Request, SamplingParams
 from halfbyte.specs.scheme import (
@@ -66,6 +67,7 @@ __all__ = [
     "Method",
     "ModelSpec",
     "PerLayerSpec",
+    "Place",
     "Plan",
     "Recipe",
     "Request",
@@ -76,12 +78,15 @@ __all__ = [
     "Setup",
     "SolveMethod",
     "TensorSpec",
+    "check_cut",
     "common",
+    "cuts",
     "holds",
     "linears",
     "lossless_target",
     "most_drafts",
     "paired_layers",
+    "parted",
     "plan_of",
     "recipe_of",
     "scheme_of",

@@ -27,7 +27,8 @@ class LoadOptions:
     kept. `context` is the positions of one sequence, None for the model's own up to a default.
     `draft` is how many tokens are drafted in a round, "auto" as many as pay; `drafter` is a model
     that drafts, "auto" the one that lies beside the target, if any. `parallel` sequences run at
-    once; `spare` rings more make room for what is kept of those that ended.
+    once; `spare` rings more make room for what is kept of those that ended. `card_layers` of the
+    last layers run on the card, the others on the CPU; None: all, or as many as the card takes.
     """
 
     recipe: str | None = None
@@ -41,3 +42,4 @@ class LoadOptions:
     drafter: str = AUTO
     parallel: int = 1
     spare: int = 0
+    card_layers: int | None = None

@@ -18,6 +18,7 @@ class Machine:
 
     `memory_bytes` is all it has, `used_bytes` what other processes hold of it now. `bandwidth` is
     what it reads per second, in bytes; `measured` tells a figure of this machine from a listed one.
+    `host` is what a card is in: its processors and memory take the layers that a card does not.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Machine:
     bandwidth: float | None = None
     measured: bool = False
     processors: int = 1
+    host: Machine | None = None
 
     @property
     def free_bytes(self) -> int:

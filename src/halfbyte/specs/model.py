@@ -18,6 +18,7 @@ from halfbyte.errors import IntegrityError
 from halfbyte.specs.drafter import DrafterSpec
 
 Activation = Literal["silu", "gelu_tanh"]
+LAYERS, FINAL_NORM, HEAD = "layers.", "norm.weight", "head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +179,20 @@ class ModelSpec:
         for name, shape in (*self._inputs(), *self._body(), *self._outputs()):
             yield TensorSpec(name=name, shape=shape)
 
+    def held(self, layers: range) -> Iterator[TensorSpec]:
+        """The tensors of a run of layers: with the embeddings where it begins with the first layer,
+        with the final norm and the head where it ends with the last one."""
+        return (tensor for tensor in self.tensors() if self.holds(layers, tensor.name))
+
+    def holds(self, layers: range, name: str) -> bool:
+        """Whether a tensor is among those of a run of layers. A tied head is held at both ends."""
+        if name.startswith(LAYERS):
+            return int(name[len(LAYERS) :].partition(".")[0]) in layers
+        ends, begins = layers.stop == len(self.layers), layers.start == 0
+        if name in (FINAL_NORM, HEAD):
+            return ends
+        return begins or (ends and name == self.head_name)
+
     def _inputs(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         if self.drafter is not None:
             yield from self.drafter.input_tensors(self.hidden)
@@ -193,19 +208,19 @@ class ModelSpec:
         inner = 0 if self.per_layer is None else self.per_layer.width
         for index, layer in enumerate(self.layers):
             for name, shape in _layer_tensors(layer, self.hidden, inner):
-                yield f"layers.{index}.{name}", shape
-        yield "norm.weight", (self.hidden,)
+                yield f"{LAYERS}{index}.{name}", shape
+        yield FINAL_NORM, (self.hidden,)
 
     def _outputs(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         if self.drafter is not None:
             yield from self.drafter.output_tensors(self.hidden, self.vocab)
         elif not self.tied_head:
-            yield "head.weight", (self.vocab, self.hidden)
+            yield HEAD, (self.vocab, self.hidden)
 
     @property
     def head_name(self) -> str:
         """The tensor that makes logits of final states."""
-        return "embed.weight" if self.tied_head else "head.weight"
+        return "embed.weight" if self.tied_head else HEAD
 
     @property
     def parameters(self) -> int:

@@ -187,7 +187,8 @@ class CPUOps:
     def embed(self, rows: Rows, table: Packed, scale: float) -> Buffer:
         return self._program.embed(table.native, scale)
 
-    def given(self, rows: Rows, width: int) -> Buffer:
+    def given(self, rows: Rows, width: int, start: int = 0) -> Buffer:
+        assert start == 0, "native programs are given states whole: they come first or alone"
         return self._program.given(width)
 
     def concat(self, first: Buffer, second: Buffer) -> Buffer:

@@ -102,8 +102,9 @@ class ReferenceOps:
             return table.dense[torch.from_numpy(ids).to(self.device)] * scale
         return decode(table.stored.take_rows(ids), device=self.device) * scale
 
-    def given(self, rows: Rows, width: int) -> Tensor:
-        return torch.as_tensor(rows.states, dtype=torch.float32, device=self.device)
+    def given(self, rows: Rows, width: int, start: int = 0) -> Tensor:
+        states = torch.as_tensor(rows.states, dtype=torch.float32, device=self.device)
+        return states[:, start : start + width]
 
     def concat(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.cat((first, second), dim=-1)

@@ -16,10 +16,10 @@ from halfbyte.kernels.triton.program import PIECE, Buffer, Grid, Shape, Table, p
 from halfbyte.kernels.triton.recording import Recording, by_row
 from halfbyte.specs import AttentionSpec
 
-# Positions of a tile of keys: of long heads it is shorter, to fit on a chip.
-KEYS, KEYS_OF_LONG_HEADS, LONG_HEAD = TILE, 32, 512
-# Numbers of a tile of queries, and the most columns of one.
-QUERY_AREA, QUERY_COLUMNS = 1 << 14, 64
+# Positions of a tile of keys: of long heads it is shorter, to fit on a chip (`Tiling`).
+KEYS, LONG_HEAD = TILE, 512
+# The most columns of a tile of queries.
+QUERY_COLUMNS = 64
 NO_WINDOW = 1 << 30
 
 
@@ -118,7 +118,7 @@ def _summed(
     recording: Recording, q: Buffer, attention: AttentionSpec, kv: TritonKV, frequencies: Packed
 ) -> Buffer:
     out, layout, dim = Buffer(q.axis, q.width), kv.layout, attention.head_dim
-    cut = _Cut(attention, layout)
+    cut = _Cut(attention, layout, recording.tiling.queries)
     recording.launch(
         "attended",
         q.axis,
@@ -143,7 +143,7 @@ def _summed(
         stride=layout.stride,
         most_pages=Table("most_pages"),
         PIECE=PIECE,
-        KEYS=KEYS if dim < LONG_HEAD else KEYS_OF_LONG_HEADS,
+        KEYS=KEYS if dim < LONG_HEAD else recording.tiling.long_keys,
         HEADS=attention.heads,
         KV_HEADS=attention.kv_heads,
         GROUP=cut.group,
@@ -164,6 +164,7 @@ class _Cut:
 
     attention: AttentionSpec
     layout: KVLayout
+    area: int  # numbers of a tile of queries
 
     @property
     def group(self) -> int:
@@ -198,7 +199,7 @@ class _Cut:
         return self._tiles(shape) * self.attention.kv_heads * self._pieces(shape) * numbers
 
     def _rows(self, shape: Shape) -> int:
-        area = QUERY_AREA // (2 * _half(self.attention.head_dim))
+        area = self.area // (2 * _half(self.attention.head_dim))
         most = min(QUERY_COLUMNS, max(16, area))
         return max(1, min(most // self.group, shape.rows))
 

@@ -37,6 +37,11 @@ class Device:
         self._room: Tensor | None = None
         self._used = 0
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """The card's compute capability; None for the interpreter."""
+        return None if self.interpreted else torch.cuda.get_device_capability(self.name)
+
     def current(self) -> AbstractContextManager[object]:
         """Within it, launches of this thread go to this device."""
         return nullcontext() if self.interpreted else torch.cuda.device(self.name)

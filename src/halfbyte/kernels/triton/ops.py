@@ -35,10 +35,10 @@ from halfbyte.kernels.triton.recording import (
     BLOCK,
     INTERPRETED,
     Recording,
-    Tiling,
     by_block,
     by_row,
     shaped,
+    tiling_of,
 )
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import (
@@ -65,9 +65,11 @@ class Recorded:
     program: Program
 
     def scratch_bytes(self, rows: int, wanted: int, sequences: int, cells: int) -> int:
-        """What steps need for all that they compute, logits among it: `cells` are those of a layer
-        that sees everything."""
-        return self.program.nbytes(rows, wanted, sequences, cells)
+        """What steps need for all that they are given and compute, logits among it: `cells` are
+        those of a layer that sees everything."""
+        program = self.program
+        states = 4 * power(rows) * program.states_width
+        return program.nbytes(rows, wanted, sequences, cells) + states
 
     def __call__(self, rows: Rows, wanted: Sequence[int]) -> Sequence[NDArray[np.float32]]:
         raise AssertionError("an outline of a step was run")
@@ -79,11 +81,21 @@ class TritonOps:
     schemes = MATRICES
     checks_finite = True
 
-    def __init__(self, device: Device | None = None, *, operands: Operands = "bf16") -> None:
+    def __init__(
+        self,
+        device: Device | None = None,
+        *,
+        operands: Operands = "bf16",
+        capability: tuple[int, int] | None = None,
+    ) -> None:
+        """Without a device, `capability` is that of the card to record for, if it matters."""
         self.device = device
         self.name = f"Triton ({operands} operands)"
         self.packed_bytes = 0
-        self._tiling = INTERPRETED if device is not None and device.interpreted else Tiling()
+        if device is not None:
+            capability = device.capability
+        interpreted = device is not None and device.interpreted
+        self._tiling = INTERPRETED if interpreted else tiling_of(capability)
         self._operand = device.operand(operands) if device is not None else operands
         self._frequencies: dict[tuple[RopeSpec, int], Packed] = {}
         self._current: Recording | None = None
@@ -179,8 +191,16 @@ class TritonOps:
         )
         return out
 
-    def given(self, rows: Rows, width: int) -> Buffer:
-        return self._recording.placed(Table("states"), Buffer("rows", width), width)
+    def given(self, rows: Rows, width: int, start: int = 0) -> Buffer:
+        program = self._recording.program
+        program.states_width = max(program.states_width, start + width)
+        return self._recording.placed(
+            Table("states"),
+            Buffer("rows", width),
+            width,
+            x_width=Table("states_width"),
+            x_start=start,
+        )
 
     def concat(self, first: Buffer, second: Buffer) -> Buffer:
         out = Buffer(first.axis, first.width + second.width)

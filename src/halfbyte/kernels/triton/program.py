@@ -168,8 +168,9 @@ class Program:
     """The launches of one forward, in order, and the buffers that it gives back.
 
     `cells` and `most_pages` are those of the caches that it reads: what a sequence may have at
-    most. A finished program does not change. `tail` is what chooses tokens of its logits, where it
-    is asked to; `tokens` is what comes of that.
+    most; `states_width` is that of the states that it is given, 0 for none. A finished program does
+    not change. `tail` is what chooses tokens of its logits, where it is asked to; `tokens` is what
+    comes of that.
     """
 
     def __init__(self, operand: NumberType) -> None:
@@ -178,6 +179,7 @@ class Program:
         self.tail: list[Launch] = []
         self.tokens: Buffer | None = None
         self.cells = 0
+        self.states_width = 0
         self._sizes: dict[Shape, int] = {}
         self.most_pages = 1
         self.operand_type: NumberType = operand

@@ -30,7 +30,8 @@ BLOCK = 1024
 @dataclass(frozen=True, slots=True)
 class Tiling:
     """Outputs of a tile, by few and by many rows, the most rows of one, and the warps of each;
-    tokens of a block when one is chosen."""
+    tokens of a block when one is chosen; numbers of a tile of attention's queries, and positions of
+    one of its keys where heads are long."""
 
     few: int = 64
     many: int = 128
@@ -38,6 +39,8 @@ class Tiling:
     few_warps: int = 4
     many_warps: int = 8
     choice: int = 1024
+    queries: int = 1 << 14
+    long_keys: int = 32
 
     def cut(self, rows: int) -> tuple[int, int]:
         """Outputs and rows of a tile of a product with so many rows."""
@@ -57,6 +60,14 @@ class Tiling:
 
 # The interpreter pays by the operation, not by the number.
 INTERPRETED = Tiling(few=4096, many=4096, choice=4096)
+# Without bf16 in the matrix units operands are f32, of which a chip of 64 KiB holds half as many.
+OLD = Tiling(queries=1 << 13, long_keys=16)
+BF16_UNITS = (8, 0)
+
+
+def tiling_of(capability: tuple[int, int] | None) -> Tiling:
+    """The tiles for a card of this compute capability, None for the usual ones."""
+    return OLD if capability is not None and capability < BF16_UNITS else Tiling()
 
 
 class Recording:
@@ -108,12 +119,17 @@ class Recording:
         out: Buffer | None,
         width: int,
         *,
+        x_width: Table | None = None,
+        x_start: int = 0,
         start: int = 0,
         index: Table | None = None,
         other: Buffer | None = None,
         part: bool = False,
     ) -> Buffer:
-        """Rows of x, those at `index` if it is given, in `out` from column `start` on."""
+        """Rows of x, those at `index` if it is given, in `out` from column `start` on.
+
+        They are `width` numbers from `x_start` on, of rows of `x_width` (None: of `width`).
+        """
         target = out or other
         assert target is not None, "rows must go somewhere"
         self.launch(
@@ -125,6 +141,8 @@ class Recording:
             out=out,
             other=other,
             width=width,
+            x_width=width if x_width is None else x_width,
+            x_start=x_start,
             out_width=target.width,
             out_start=start,
             PICK=index is not None,

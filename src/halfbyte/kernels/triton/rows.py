@@ -139,19 +139,25 @@ def placed(
     other,
     count,
     width,
+    x_width,
+    x_start,
     out_width,
     out_start,
     PICK: tl.constexpr,
     BLOCK: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """out[r, out_start :] = x[index[r]], or x[r] without `PICK`. Grid: rows of out, blocks."""
+    """out[r, out_start :] = x[index[r], x_start :], or of x[r] without `PICK`; `width` numbers.
+
+    Grid: rows of out, blocks.
+    """
     row = tl.program_id(0)
     if row < tl.load(count):
         source = tl.load(index + row) if PICK else row
         at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = at < width
-        values = tl.load(x + source.to(tl.int64) * width + at, mask=inside, other=0.0)
+        from_ = x + source.to(tl.int64) * x_width + x_start
+        values = tl.load(from_ + at, mask=inside, other=0.0)
         keep(out, other, row.to(tl.int64) * out_width + out_start + at, values, inside, OPERAND)
 
 

@@ -115,14 +115,6 @@ class TritonStep:
         self._program = program
         self._device = device
         self._workspace: Workspace | None = None
-        self._states_width = max(
-            (
-                launch.arguments["width"]
-                for launch in program.launches
-                if launch.arguments.get("x") == Table("states")
-            ),
-            default=0,
-        )
 
     def prepare(self, rows: int, wanted: int, spans: int) -> None:
         """Takes the memory of all steps up to this size, so that none of them takes any.
@@ -167,7 +159,7 @@ class TritonStep:
             buffers=torch.empty(size, dtype=torch.uint8, device=device),
             tables=torch.zeros(numbers, dtype=torch.int32, device=device),
             host=torch.zeros(numbers, dtype=torch.int32, pin_memory=on_card),
-            states=torch.zeros((rows, self._states_width), device=device),
+            states=torch.zeros((rows, self._program.states_width), device=device),
             tickets=torch.zeros(TICKETS, dtype=torch.int32, device=device),
             copied=torch.cuda.Event() if on_card else None,
         )
@@ -299,8 +291,8 @@ class _Binder:
             return self.space.states
         if table.name == "tickets":
             return self.space.tickets
-        if table.name == "most_pages":
-            return self.program.most_pages
+        if table.name in ("most_pages", "states_width"):
+            return getattr(self.program, table.name)
         return self.space.tables[self.slices[table.name, table.tile]]
 
 

@@ -8,7 +8,8 @@ const KINDS = { weights: "Weights", kv: "Keys and values", drafter: "Drafter", a
 
 export function parts(plan) {
   const sums = Object.fromEntries(Object.keys(KINDS).map((it) => [it, 0]));
-  for (const { component, bytes: size } of plan.rows) {
+  for (const { component, bytes: size, place } of plan.rows) {
+    if (place === "host") continue;
     const first = component.split(".")[0];
     const kind = component === "runtime.other_processes" ? "others" : component === "runtime.margin" ? "free" : first in sums ? first : "runtime";
     sums[kind] += size;
@@ -52,7 +53,7 @@ export function memoryScreen(view, world) {
       h("div", { class: "verdict" }, h("span", { class: found.fits ? "badge good" : "badge bad" }, found.fits ? "fits" : "does not fit"), h("span", {}, `${bytes(own(found))} of our own${free >= 0 ? `, ${bytes(free)} to spare` : `, ${bytes(-free)} too much`}`)),
       stacked(list, Math.max(found.budget_bytes, found.total_bytes), "The plan"),
       legend(list),
-      h("details", {}, h("summary", {}, "Every row"), h("div", { class: "table" }, h("table", {}, h("tbody", {}, found.rows.map((row) => h("tr", {}, h("td", {}, row.component), h("td", { class: "right" }, bytes(row.bytes)), h("td", { class: "muted" }, `${row.basis === "calibrated" ? "~ " : ""}${row.note}`))))))));
+      h("details", {}, h("summary", {}, "Every row"), h("div", { class: "table" }, h("table", {}, h("tbody", {}, found.rows.map((row) => h("tr", {}, h("td", {}, row.place === "host" ? `${row.component}, on the CPU` : row.component), h("td", { class: "right" }, bytes(row.bytes)), h("td", { class: "muted" }, `${row.basis === "calibrated" ? "~ " : ""}${row.note}`))))))));
   }
 
   function measure(event) {
