@@ -117,9 +117,8 @@ def test_a_card_with_some_of_the_layers_says_what_the_reference_says(tiny_gemma4
     prompt = Tokenizer(source.assets).encode_raw("The history of the sea")  # type: ignore[arg-type]
     theirs = said(load(source, ReferenceOps(activations="bf16")), prompt, 24)
     for number in cuts(source.spec):
-        assert said(cut(source, number, lambda: choose(source.spec, "cpu"), ops_of), prompt, 24) == (
-            theirs
-        )
+        decoder = cut(source, number, lambda: choose(source.spec, "cpu"), ops_of)
+        assert said(decoder, prompt, 24) == theirs
 
 
 def test_nothing_is_allocated_once_a_step_is_prepared() -> None:

@@ -24,17 +24,17 @@ from halfbyte.kernels.triton import TritonOps
 from halfbyte.kernels.triton.device import Device
 from halfbyte.models.load import load
 from halfbyte.planner.cards import card
-from halfbyte.planner.opening import model_of, usual_plan
+from halfbyte.planner.opening import usual_plan
 from halfbyte.planner.runtimes import Companion
-from halfbyte.planner.solve import Goal, Model, schemes_of, solve
+from halfbyte.planner.solve import MARGIN, Goal, Model, schemes_of, solve
 from halfbyte.quantizer.pipeline import Quantized
 from halfbyte.specs import LoadOptions, Machine, Plan, Row, cuts, plan_of, recipe_of
 
 native = pytest.mark.skipif(instruction_set() is None, reason="no native kernels here")
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 HOST = Machine(name="a host", kind="cpu", memory_bytes=64 * GIB, bandwidth=50e9)
 CARD = replace(card("rtx-3060"), host=HOST)
-GOAL = Goal(context=8192, draft=0)
+GOAL = Goal(context=8192, draft=0, kv="bf16")
 
 
 def model(name: str, recipe: str = "q4_0") -> Model:
@@ -212,16 +212,18 @@ def test_a_model_is_loaded_and_answers_on_both(small_card: Machine, tiny_gemma4:
 def test_a_card_that_is_too_small_is_told_of(
     small_card: Machine, tiny_gemma4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goal = Goal(context=64, draft=0, recipe="q4_0", kv="bf16")
-    whole = solve(model_of(str(tiny_gemma4)), small_card, goal)[0]
-    tight = replace(small_card, memory_bytes=whole.total_bytes - whole.part("runtime.margin"))
-    monkeypatch.setattr("halfbyte.llm.this_machine", lambda _: tight)
     options = LoadOptions(recipe="q4_0", context=64, draft="off", device="cuda")
+    whole = LLM(str(tiny_gemma4), options).plan
+    assert whole.setup.card_layers is None
+    own = whole.total_bytes - whole.part("runtime.margin")
+    tight = replace(small_card, memory_bytes=int((own - MIB) / (1 - MARGIN)))
+    monkeypatch.setattr("halfbyte.llm.this_machine", lambda _: tight)
     llm = LLM(str(tiny_gemma4), options)
     layers = llm.plan.setup.card_layers
     assert layers is not None and f"{layers} of {len(llm.spec.layers)} layers" in llm.notes[0]
-    again = LLM(str(tiny_gemma4), LoadOptions(device="cuda"), plan=llm.plan)
-    assert again.plan.setup == llm.plan.setup
+    given = replace(llm.plan, setup=replace(llm.plan.setup, recipe="q4_0"))
+    again = LLM(str(tiny_gemma4), LoadOptions(device="cuda"), plan=given)
+    assert again.plan.setup == llm.plan.setup and again.decoder.front is not None
 
 
 @native

@@ -117,7 +117,10 @@ def solve(
     wanted = goal.context or min(limit, USUAL_CONTEXT)
     longest = [maker.longest(limit) for maker in makers]
     plans = [maker.plan(found or wanted) for maker, found in zip(makers, longest, strict=True)]
-    reaching = [i for i, found in enumerate(longest) if found >= wanted]
+    # What was found is in whole steps; what is wanted may lie between two.
+    reaching = [
+        i for i, found in enumerate(longest) if found >= wanted or makers[i].plan(wanted).fits
+    ]
     if not reaching and (goal.context is not None or not any(longest)):
         cut = _divided(model, machine, goal, store, wanted)
         if cut is None:

@@ -114,7 +114,7 @@ def plan_of(document: Mapping[str, Any]) -> Plan:
     if document.get("schema") != SCHEMA:
         raise InvalidInputError(f"no plan: its schema is {document.get('schema')!r}, not {SCHEMA}")
     try:
-        values = {"host_budget_bytes": 0, **document}
+        values: dict[str, Any] = {"host_budget_bytes": 0, **document}
         known = {field.name: values[field.name] for field in fields(Plan)}
         known["setup"] = _setup_of(document["setup"])
         for rows in ("rows", "left_out"):

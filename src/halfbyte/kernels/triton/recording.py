@@ -61,7 +61,7 @@ class Tiling:
 # The interpreter pays by the operation, not by the number.
 INTERPRETED = Tiling(few=4096, many=4096, choice=4096)
 # Without bf16 in the matrix units operands are f32, of which a chip of 64 KiB holds half as many.
-OLD = Tiling(queries=1 << 13, long_keys=16)
+OLD = Tiling(many=64, rows=64, queries=1 << 13, long_keys=16)
 BF16_UNITS = (8, 0)
 
 
