@@ -95,7 +95,7 @@ def command(
         "weights_bytes": weights_bytes,
         "step_bytes": step_bytes(source),
         "peak_bytes": max(0, peak_bytes() - before),
-        **_bandwidth(decoder.ops.read_bandwidth(), rows, step_bytes(source)),
+        **_bandwidth(_read_bandwidth(decoder), rows, step_bytes(source)),
     }
     if not as_json:
         _table(facts)
@@ -110,6 +110,11 @@ def _drafter(reference: str, source: Source, place: Path, decoder: Decoder) -> D
     if found is None:
         raise click.UsageError("there is no drafter beside the model; name one with --drafter")
     return load_drafter(found, decoder)
+
+
+def _read_bandwidth(decoder: Decoder) -> float | None:
+    """What memory gives; of a model in two memories no one figure."""
+    return decoder.ops.read_bandwidth() if decoder.front is None else None
 
 
 def _bandwidth(measured: float | None, rows: Sequence[Row], needed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from halfbyte.cli.console import document
 from halfbyte.cli.values import gib, length, sequences, size
 
 if TYPE_CHECKING:
-    from halfbyte.specs import Machine, Plan, Row
+    from halfbyte.specs import DeviceKind, Machine, Place, Plan
 
 
 @click.command("plan")
@@ -133,8 +133,11 @@ def command(
         _say(plan, alternatives, where)
 
 
-def _kind(device: str) -> Any:
-    return "cuda" if device.startswith("cuda") else "cpu"
+def _kind(device: str) -> DeviceKind:
+    """That of the device which `run` would take."""
+    from halfbyte.kernels.choice import usable
+
+    return "cuda" if usable(device).startswith("cuda") else "cpu"
 
 
 def _in_this_machine(found: Machine) -> Machine:
@@ -171,10 +174,11 @@ def _brief(plan: Plan) -> dict[str, Any]:
 
 def _say(plan: Plan, alternatives: list[Plan], machine: Machine) -> None:
     click.echo(f"{plan.model} on {machine.name}, {plan.ops}: {_how(plan)}")
-    for line in columns([*_ledger(plan)], right=(2,)):
+    for line in columns([*_ledger(plan, "device")], right=(2,)):
         click.echo(line)
-    if plan.setup.card_layers is not None:
-        for line in columns([*_host_ledger(plan, machine)], right=(2,)):
+    if plan.setup.card_layers is not None and machine.host is not None:
+        click.echo(f"and on its host, {machine.host.name}:")
+        for line in columns([*_ledger(plan, "host")], right=(2,)):
             click.echo(line)
     for row in plan.left_out:
         click.echo(f"  left out: {row.component}, {gib(row.bytes)} {row.note}")
@@ -198,29 +202,18 @@ def _how(plan: Plan) -> str:
     return f"{layers}{several}{setup.context} positions, {setup.kv} cache, {drafter}{speed}"
 
 
-def _ledger(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
-    """Component, a mark if it is calibrated, bytes, note; what the device holds."""
-    yield from map(_line, (row for row in plan.rows if row.place == "device" and row.bytes))
-    yield "total", "", gib(plan.total_bytes), _verdict(plan.total_bytes, plan.budget_bytes)
-
-
-def _host_ledger(plan: Plan, machine: Machine) -> Iterator[tuple[str, str, str, str]]:
-    """The same of the host, which has the layers that the card does not."""
-    name = "the CPU" if machine.host is None else machine.host.name
-    yield "", "", "", f"on {name}:"
-    yield from map(_line, (row for row in plan.rows if row.place == "host" and row.bytes))
-    verdict = _verdict(plan.host_bytes, plan.host_budget_bytes)
-    yield "total", "", gib(plan.host_bytes), verdict
-
-
-def _line(row: Row) -> tuple[str, str, str, str]:
-    sign = "-" if row.bytes < 0 else ""
-    mark = "~" if row.basis == "calibrated" else ""
-    return row.component, mark, sign + gib(abs(row.bytes)), row.note
-
-
-def _verdict(total: int, budget: int) -> str:
-    return f"{'fits' if total <= budget else 'does NOT fit'} into {gib(budget)}"
+def _ledger(plan: Plan, place: Place) -> Iterator[tuple[str, str, str, str]]:
+    """Component, a mark if it is calibrated, bytes, note: of all that lies there."""
+    for row in plan.rows:
+        if row.bytes and row.place == place:
+            sign = "-" if row.bytes < 0 else ""
+            mark = "~" if row.basis == "calibrated" else ""
+            yield row.component, mark, sign + gib(abs(row.bytes)), row.note
+    total, budget = plan.total_bytes, plan.budget_bytes
+    if place == "host":
+        total, budget = plan.host_bytes, plan.host_budget_bytes
+    verdict = f"{'fits' if total <= budget else 'does NOT fit'} into {gib(budget)}"
+    yield "total", "", gib(total), verdict
 
 
 def _alternative(plan: Plan) -> tuple[str, ...]:

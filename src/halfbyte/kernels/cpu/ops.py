@@ -188,7 +188,7 @@ class CPUOps:
         return self._program.embed(table.native, scale)
 
     def given(self, rows: Rows, width: int, start: int = 0) -> Buffer:
-        assert start == 0, "native programs are given states whole: they come first or alone"
+        assert start == 0, "native layers come first: they are given a drafter's states, or none"
         return self._program.given(width)
 
     def concat(self, first: Buffer, second: Buffer) -> Buffer:
