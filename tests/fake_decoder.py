@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from halfbyte.engine.sampling import sample
-from halfbyte.kernels.contract import Draw
+from halfbyte.kernels.contract import Choice, Draw
 from halfbyte.models.cache import CacheShape
 from halfbyte.models.decoder import Chunk
 
@@ -60,14 +60,15 @@ class FakeDecoder:
 
     def choose(
         self, chunks: Sequence[Chunk], cache: FakeCache, draws: Sequence[Draw], *, states: bool
-    ) -> tuple[list[int], np.ndarray | None]:
+    ) -> Choice:
         logits, last = self.outputs(chunks, cache)
         self.chosen += len(draws)
         tokens = [
             sample(row, it.sampling, sequence=it.sequence, position=it.position, history=())
             for row, it in zip(logits, draws, strict=True)
         ]
-        return tokens, last if states else None
+        margins = np.zeros(len(tokens), dtype=np.float32)
+        return Choice(tokens=tokens, margins=margins, states=last if states else None)
 
     def outputs(self, chunks: Sequence[Chunk], cache: FakeCache) -> tuple[np.ndarray, np.ndarray]:
         """Logits, and states that nobody should read."""

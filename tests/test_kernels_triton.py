@@ -16,8 +16,10 @@ import torch
 from interpreter import DEVICE
 from native_steps import random_weight, rows_of
 from oracle import CONFIGS, oracle, relative_error, source_of
+from random_drafters import random_drafter
 
 from halfbyte.engine import Engine
+from halfbyte.engine.drafters import margin
 from halfbyte.engine.sampling import sample
 from halfbyte.errors import UnsupportedError
 from halfbyte.formats.checkpoint import read
@@ -30,7 +32,7 @@ from halfbyte.kernels.triton.program import bucket, usual
 from halfbyte.kernels.triton.step import TritonStep
 from halfbyte.models.cache import CacheShape, Slot
 from halfbyte.models.decoder import Chunk, Decoder
-from halfbyte.models.load import load
+from halfbyte.models.load import load, load_drafter
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer.pipeline import Quantized
@@ -261,13 +263,45 @@ def test_tokens_chosen_on_the_device_are_those_of_the_host() -> None:
     ]
     assert isinstance(step, Choosing) and step.able(draws)
     count = len(logits)
-    found, _ = step.choose(rows_of(range(count)), range(count), draws, states=False)
-    assert found == [
+    found = step.choose(rows_of(range(count)), range(count), draws, states=False)
+    taken = [[*draw.sampling.suppress] for draw in draws]
+    for row, gone in zip(logits, taken, strict=True):
+        row[gone] = -np.inf
+    assert [*map(float, found.margins)] == [*map(margin, logits)]
+    assert found.tokens == [
         sample(row, draw.sampling, sequence=draw.sequence, position=draw.position, history=())
         for row, draw in zip(logits, draws, strict=True)
     ]
     penalty = SamplingParams(repetition_penalty=1.1)
     assert not step.able([Draw(sampling=penalty, sequence=0, position=0)])
+
+
+@pytest.mark.parametrize("options", [{}, {"head_rows": 48}])
+def test_drafts_chosen_on_the_device_are_those_of_the_host(options: dict[str, int]) -> None:
+    """Of a head whose rows are not the vocabulary only without noise, which is a token's."""
+    config = {**CONFIGS["llama"], "num_hidden_layers": 1}
+    source = source_of(oracle(config), config)
+    target = load(source, ops_of())
+    drafter = load_drafter(random_drafter(source.spec, **options), target)
+    cache = target.new_cache(CacheShape(pages=2, rings=2, ring_slack=8, kind="f32"))
+    slots = [Slot(pages=[0]), Slot(pages=[1], ring=1)]
+    target.forward([Chunk(slot=slot, token_ids=IDS[:3]) for slot in slots], cache)
+    states = np.random.default_rng(3).standard_normal((2, 64), dtype=np.float32)
+    given = ([IDS[3], IDS[4]], states, slots, cache)
+    logits, after = (it.copy() for it in drafter.forward(*given))
+    for sampling in (SamplingParams(temperature=0), SamplingParams(seed=4)):
+        draws = [Draw(sampling=sampling, sequence=row, position=4) for row in range(2)]
+        found = drafter.choose(*given, draws)
+        if options and sampling.temperature:
+            assert found is None
+            continue
+        assert found is not None and found.states is not None
+        assert found.tokens == [
+            sample(row, sampling, sequence=draw.sequence, position=4, history=())
+            for row, draw in zip(logits, draws, strict=True)
+        ]
+        assert [*map(float, found.margins)] == [*map(margin, logits)]
+        assert np.array_equal(found.states, after)
 
 
 def test_rows_that_nothing_can_be_chosen_from_are_told() -> None:
@@ -278,7 +312,7 @@ def test_rows_that_nothing_can_be_chosen_from_are_told() -> None:
     step = ops.step(lambda rows, wanted: [ops.select(ops.embed(rows, table, 1.0), wanted)])
     assert isinstance(step, Choosing)
     draws = [Draw(sampling=SamplingParams(temperature=0), sequence=0, position=0)] * 3
-    assert step.choose(rows_of(range(3)), range(3), draws, states=False)[0] == [0, -1, -2]
+    assert step.choose(rows_of(range(3)), range(3), draws, states=False).tokens == [0, -1, -2]
 
 
 def greedy(ops: OpSet, source: Any, prompt: str, tokens: int) -> tuple[int, ...]:

@@ -119,19 +119,39 @@ class ModelDrafter:
     def propose(self, asks: list[Ask], cache: Cache) -> list[Proposal]:
         chains = [_Chain(ask) for ask in asks]
         while going := [chain for chain in chains if chain.goes_on]:
-            logits, states = self._model.forward(
-                [chain.last for chain in going],
-                np.stack([chain.state for chain in going]),
-                [chain.ask.sequence.slot for chain in going],
-                cache,
-            )
-            for chain, row, state in zip(going, logits, states, strict=True):
-                chain.extend(row, state, self._by_confidence)
+            for chain, offer in zip(going, self._offers(going, cache), strict=True):
+                chain.extend(offer, self._by_confidence)
         return [chain.proposal for chain in chains]
+
+    def _offers(self, going: list[_Chain], cache: Cache) -> list[_Offer]:
+        """A step of all chains; their tokens are chosen on the device where that is possible."""
+        last = [chain.last for chain in going]
+        states = np.stack([chain.state for chain in going])
+        slots = [chain.ask.sequence.slot for chain in going]
+        if cache.chooses:
+            draws = [chain.ask.sequence.draw(chain.proposal.token_ids) for chain in going]
+            known = [draw for draw in draws if draw is not None]
+            alike = len(known) == len(draws)
+            found = self._model.choose(last, states, slots, cache, known) if alike else None
+            if found is not None and found.states is not None:
+                told = zip(found.margins, found.states, found.tokens, strict=True)
+                return [_Offer(float(margin), state, token) for margin, state, token in told]
+        logits, states = self._model.forward(last, states, slots, cache)
+        return [_Offer(margin(row), it, row) for row, it in zip(logits, states, strict=True)]
 
     def learn(self, proposal: Proposal, accepted: int) -> None:
         self._by_confidence.learn(proposal.levels, accepted)
         self._by_place.learn(range(len(proposal.levels)), accepted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """One more token for a chain: how far it is above the next, the state behind it, and the token
+    or the logits to choose it from. A token below 0 could not be chosen."""
+
+    margin: float
+    state: NDArray[np.float32]
+    token: int | NDArray[np.float32]
 
 
 class _Chain:
@@ -146,29 +166,35 @@ class _Chain:
         self.goes_on = ask.length > 0
         self._chance = 1.0
 
-    def extend(
-        self, logits: NDArray[np.float32], state: NDArray[np.float32], acceptance: Acceptance
-    ) -> None:
+    def extend(self, offer: _Offer, acceptance: Acceptance) -> None:
         """One more draft, unless it is too unsure to be worth a row.
 
         The first is always tried: only so is learned how unsure is too unsure.
         """
-        level = int(min(margin(logits) * MARGIN_STEPS, HIGHEST))
+        level = int(min(offer.margin * MARGIN_STEPS, HIGHEST))
         drafts = self.proposal.token_ids
         self._chance *= acceptance.rate(level)
         self.proposal.steps += 1
         if drafts and self._chance < self.ask.floor:
             self.goes_on = False
             return
-        try:
-            self.last = self.ask.sequence.choose(logits, drafts)
-        except NothingLeftError:  # a head that lacks what a guide allows
+        token = self._chosen(offer.token)
+        if token is None:
             self.goes_on = False
             return
-        self.state = state
+        self.last, self.state = token, offer.state
         drafts.append(self.last)
         self.proposal.levels.append(level)
         self.goes_on = len(drafts) < self.ask.length
+
+    def _chosen(self, found: int | NDArray[np.float32]) -> int | None:
+        """The token, None where there is none to choose."""
+        if isinstance(found, int):
+            return found if found >= 0 else None
+        try:
+            return self.ask.sequence.choose(found, self.proposal.token_ids)
+        except NothingLeftError:  # a head that lacks what a guide allows
+            return None
 
 
 def margin(logits: NDArray[np.float32]) -> float:

@@ -110,7 +110,7 @@ class Runner:
         if draws is not None:
             found = self._decoder.choose(chunks, self._cache, draws, states=keeps)
             if found is not None:
-                return _Answers(tokens=_checked(found[0]), states=found[1])
+                return _Answers(tokens=_checked(found.tokens), states=found.states)
         logits, states = self._decoder.outputs(chunks, self._cache)
         return _Answers(logits=logits, states=states if keeps else None)
 

@@ -143,6 +143,17 @@ class Draw:
     position: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What came of a step that chose: a token for every wanted row, -1 where its logits hold a NaN,
+    -2 where the best of them is not finite; how far the best logit was above the next [wanted]; and
+    the states [wanted, H], if asked for."""
+
+    tokens: list[int]
+    margins: np.ndarray
+    states: np.ndarray | None
+
+
 @runtime_checkable
 class Choosing(Protocol):
     """A step that can choose tokens where it computes logits, so that these need not be fetched.
@@ -156,11 +167,8 @@ class Choosing(Protocol):
 
     def choose(
         self, rows: Rows, wanted: Sequence[int], draws: Sequence[Draw], *, states: bool
-    ) -> tuple[list[int], np.ndarray | None]:
-        """The tokens of all wanted rows, and their states [wanted, H] if asked for.
-
-        A token is -1 where the logits hold a NaN, -2 where the best of them is not finite.
-        """
+    ) -> Choice:
+        """Runs the step and chooses a token for every wanted row."""
         ...
 
 

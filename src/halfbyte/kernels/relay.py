@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from halfbyte.kernels.contract import Choosing, Draw, OpSet, Preparing, Rows, Step
+from halfbyte.kernels.contract import Choice, Choosing, Draw, OpSet, Preparing, Rows, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Relay:
 
     def choose(
         self, rows: Rows, wanted: Sequence[int], draws: Sequence[Draw], *, states: bool
-    ) -> tuple[list[int], np.ndarray | None]:
+    ) -> Choice:
         assert isinstance(self.back, Choosing), "this step chooses nothing"
         return self.back.choose(self._handed_on(rows), wanted, draws, states=states)
 

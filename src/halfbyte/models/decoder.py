@@ -15,6 +15,7 @@ import numpy as np
 from halfbyte.errors import InvalidInputError
 from halfbyte.kernels.contract import (
     Array,
+    Choice,
     Choosing,
     Draw,
     Experts,
@@ -197,7 +198,7 @@ class Decoder:
 
     def choose(
         self, chunks: Sequence[Chunk], cache: Cache, draws: Sequence[Draw], *, states: bool
-    ) -> tuple[list[int], np.ndarray | None] | None:
+    ) -> Choice | None:
         """The tokens of the wanted rows of `outputs`, chosen on the device, and their states.
 
         None, and nothing computed, where the op set does not choose or not so.

@@ -10,11 +10,22 @@ Source: Gemma 4's assistants, as run by Transformers (`SinglePositionMultiTokenC
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.kernels.contract import Array, Linear, Preparing, Rows, Span, Step
+from halfbyte.kernels.contract import (
+    Array,
+    Choice,
+    Choosing,
+    Draw,
+    Linear,
+    Preparing,
+    Rows,
+    Span,
+    Step,
+)
 from halfbyte.models.cache import Cache, Slot
 from halfbyte.models.decoder import Decoder
 from halfbyte.specs import ModelSpec
@@ -58,14 +69,39 @@ class DraftModel:
         states [R, H], H of the target. A token that the head does not hold has the logit -inf. What
         is returned may be overwritten by the next step.
         """
-        step = self._step if self._cache is cache else None
-        step = step or self.prepare(cache, len(slots))
-        spans = [
-            Span(start=slot.length - 1, count=1, pages=slot.pages, ring=slot.ring) for slot in slots
-        ]
-        rows = Rows(token_ids=token_ids, spans=spans, states=states.copy())
-        logits, states = step(rows, range(len(spans)))
+        step = self._ready(cache, len(slots))
+        logits, states = step(_rows(token_ids, states, slots), range(len(slots)))
         return self._spread(logits), states
+
+    def choose(
+        self,
+        token_ids: Sequence[int],
+        states: Floats,
+        slots: Sequence[Slot],
+        cache: Cache,
+        draws: Sequence[Draw],
+    ) -> Choice | None:
+        """One step of several sequences, and the tokens it chooses on the device.
+
+        None, and nothing computed, where the op set does not choose or not so. Noise is a token's;
+        where the head's rows are not the vocabulary in order, only what needs none is chosen there.
+        """
+        step = self._ready(cache, len(slots))
+        plain = self._tokens is None or all(
+            it.sampling.temperature == 0 and not it.sampling.suppress for it in draws
+        )
+        if not plain or not isinstance(step, Choosing) or not step.able(draws):
+            return None
+        rows = _rows(token_ids, states, slots)
+        found = step.choose(rows, range(len(slots)), draws, states=True)
+        if (held := self._tokens) is None:
+            return found
+        return replace(found, tokens=[it if it < 0 else int(held[it]) for it in found.tokens])
+
+    def _ready(self, cache: Cache, sequences: int) -> Step:
+        """The step over these cells."""
+        step = self._step if self._cache is cache else None
+        return step or self.prepare(cache, sequences)
 
     def prepare(self, cache: Cache, sequences: int) -> Step:
         """Records the step over these cells, for up to so many sequences."""
@@ -117,3 +153,11 @@ class DraftModel:
             held = np.flatnonzero(given > -np.inf)
             row[self._tokens[held]] = given[held]
         return spread
+
+
+def _rows(token_ids: Sequence[int], states: Floats, slots: Sequence[Slot]) -> Rows:
+    """A row of every sequence, at the last position that it has committed."""
+    spans = [
+        Span(start=slot.length - 1, count=1, pages=slot.pages, ring=slot.ring) for slot in slots
+    ]
+    return Rows(token_ids=token_ids, spans=spans, states=states.copy())

@@ -62,10 +62,21 @@ def banned(logits, draws, ids, count, vocab, MOST: tl.constexpr):
 
 
 @triton.jit
-def peaked(logits, peaks, places, broken, above, count, vocab, blocks, BLOCK: tl.constexpr):
-    """The best score of every block, where it is, and whether there is a NaN. Clears `above`.
+def peaked(
+    logits,
+    peaks,
+    seconds,
+    places,
+    broken,
+    above,
+    count,
+    vocab,
+    blocks,
+    BLOCK: tl.constexpr,
+):
+    """The best score of every block, where it is, the next best, and whether there is a NaN.
 
-    Grid: rows, blocks.
+    Clears `above`. Grid: rows, blocks.
     """
     row, block = tl.program_id(0), tl.program_id(1)
     if row < tl.load(count):
@@ -78,6 +89,8 @@ def peaked(logits, peaks, places, broken, above, count, vocab, blocks, BLOCK: tl
         tl.store(peaks + row * blocks + block, tl.max(score, 0))
         place = tl.argmax(score, 0, tie_break_left=True)
         tl.store(places + row * blocks + block, block * BLOCK + place)
+        others = tl.where(tl.arange(0, BLOCK) == place, float("-inf"), score)
+        tl.store(seconds + row * blocks + block, tl.max(others, 0))
         tl.store(broken + row * blocks + block, tl.max(nan, 0))
         if block == 0:
             size: tl.constexpr = 1024
@@ -229,6 +242,7 @@ def drawn(
 def decided(
     draws,
     peaks,
+    seconds,
     peak_places,
     broken,
     scores,
@@ -238,7 +252,8 @@ def decided(
     blocks,
     BLOCKS: tl.constexpr,
 ):
-    """tokens [R]: a choice for every row; -1 for a NaN, -2 for an infinite best. Grid: rows."""
+    """tokens [R, 2]: a choice for every row, -1 for a NaN, -2 for an infinite best; and the bits of
+    how far the best score is above the next. Grid: rows."""
     row = tl.program_id(0)
     if row < tl.load(count):
         at = tl.arange(0, BLOCKS)
@@ -246,11 +261,15 @@ def decided(
         here = row * blocks + at
         peak = tl.load(peaks + here, mask=inside, other=float("-inf"))
         nan = tl.max(tl.load(broken + here, mask=inside, other=0), 0)
+        highest = tl.argmax(peak, 0, tie_break_left=True)
+        second = tl.load(seconds + here, mask=inside, other=float("-inf"))
+        rest = tl.max(tl.where(at == highest, second, peak), 0)
         if number64(draws, row, 6) > 0:
             score = tl.load(scores + here, mask=inside, other=float("-inf"))
             token = tl.load(places + row * blocks + tl.argmax(score, 0, tie_break_left=True))
         else:
-            token = tl.load(peak_places + row * blocks + tl.argmax(peak, 0, tie_break_left=True))
+            token = tl.load(peak_places + row * blocks + highest)
         best = tl.max(peak, 0)
         token = tl.where((best == float("-inf")) | (best == float("inf")), -2, token)
-        tl.store(tokens + row, tl.where(nan > 0, -1, token))
+        tl.store(tokens + 2 * row, tl.where(nan > 0, -1, token))
+        tl.store(tokens + 2 * row + 1, (best - rest).to(tl.int32, bitcast=True))

@@ -19,7 +19,8 @@ COUNTING, WEIGHING = 0, 1  # the filters: top-k, top-p
 
 
 def choose(program: Program, logits: Buffer, tiling: Tiling) -> None:
-    """Adds to a program what chooses a token of every row of its logits."""
+    """Adds to a program what chooses a token of every row of its logits, and how far the best of
+    them is above the next: two words a row."""
     vocab, axis = logits.width, logits.axis
     blocks = -(-vocab // tiling.choice)
 
@@ -27,10 +28,11 @@ def choose(program: Program, logits: Buffer, tiling: Tiling) -> None:
         return Buffer(axis, blocks, number)
 
     peaks, peak_places, broken = per_block(), per_block("i32"), per_block("i32")
+    seconds = per_block()
     scores, places = per_block("f64"), per_block("i32")
     above = Buffer(axis, CHOICE_SUMS, "i64")
-    program.tokens = tokens = Buffer(axis, 1, "i32", output=True)
-    count, draws = Table("wanted_count"), Table("draws")
+    program.tokens = tokens = Buffer(axis, 2, "i32", output=True)
+    count, draws = Table("rows" if axis == "rows" else "wanted_count"), Table("draws")
 
     def add(kernel: str, writes: tuple[str, ...], by_block: bool, **arguments: Any) -> None:
         def grid(shape: Shape) -> Grid:
@@ -49,11 +51,12 @@ def choose(program: Program, logits: Buffer, tiling: Tiling) -> None:
     add("banned", (), False, **row, draws=draws, ids=Table("banned"), MOST=MOST_BANNED)
     add(
         "peaked",
-        ("peaks", "places", "broken", "above"),
+        ("peaks", "seconds", "places", "broken", "above"),
         True,
         **row,
         **blocked,
         peaks=peaks,
+        seconds=seconds,
         places=peak_places,
         broken=broken,
         above=above,
@@ -77,6 +80,7 @@ def choose(program: Program, logits: Buffer, tiling: Tiling) -> None:
         False,
         draws=draws,
         peaks=peaks,
+        seconds=seconds,
         peak_places=peak_places,
         broken=broken,
         scores=scores,

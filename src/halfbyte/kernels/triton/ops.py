@@ -162,7 +162,7 @@ class TritonOps:
         outputs = graph(Rows(token_ids=(), spans=()), ())
         program, self._current = self._current.program, None
         program.finish(outputs)
-        if outputs and outputs[0].axis == "wanted":
+        if outputs and outputs[0].axis != "fixed":
             drawing.choose(program, outputs[0], self._tiling)
         return program
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfbyte.errors import OutOfMemoryError
-from halfbyte.kernels.contract import Draw, Rows
+from halfbyte.kernels.contract import Choice, Draw, Rows
 from halfbyte.kernels.triton import choosing, heads, products, routing, rows, tables
 from halfbyte.kernels.triton.cells import TritonKV
 from halfbyte.kernels.triton.device import Device
@@ -176,12 +176,16 @@ class TritonStep:
 
     def choose(
         self, rows: Rows, wanted: Sequence[int], draws: Sequence[Draw], *, states: bool
-    ) -> tuple[list[int], NDArray[np.float32] | None]:
+    ) -> Choice:
         """A step, the tokens that its logits choose, and where asked for the states of its rows."""
         bound = self._run(rows, wanted, draws)
         assert bound.tokens is not None, "this step chooses nothing"
-        found = bound.tokens[: len(wanted)].tolist()
-        return found, self._fetched(bound, 1, rows, wanted) if states else None
+        found = bound.tokens[: 2 * len(wanted)].view(-1, 2).cpu().numpy()
+        return Choice(
+            tokens=found[:, 0].tolist(),
+            margins=found[:, 1].view(np.float32),
+            states=self._fetched(bound, 1, rows, wanted) if states else None,
+        )
 
     def _fetched(
         self, bound: Bound, index: int, rows: Rows, wanted: Sequence[int]
