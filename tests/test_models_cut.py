@@ -126,6 +126,25 @@ def test_drafters_change_no_token_of_a_model_that_is_cut(front: MakeOps) -> None
     assert said(decoder, IDS, 24, drafting=drafting) == plain
 
 
+def test_what_is_kept_of_a_sequence_is_kept_on_both_sides() -> None:
+    """Rings of layers on either side are copied for those who begin as another did."""
+    source = made("gemma4-unified", "q4_0")
+    greedy = SamplingParams(temperature=0)
+    requests = [
+        Request(prompt_ids=tuple(IDS[:40] + more), max_tokens=6, sampling=greedy)
+        for more in ([], IDS[40:], IDS[5:9])
+    ]
+    said_by: list[list[tuple[int, ...]]] = []
+    for decoder in (load(source, ReferenceOps()), cut(source, 2, ReferenceOps, ReferenceOps)):
+        engine = Engine(
+            decoder, context=128, prefill_chunk=16, max_sequences=2, spare=1, keeps=True
+        )
+        first = engine.generate(requests[:1])
+        said_by.append([done.token_ids for done in first + engine.generate(requests[1:])])
+        engine.check_integrity()
+    assert said_by[0] == said_by[1]
+
+
 @pytest.mark.skipif(instruction_set() is None, reason="no native kernels here")
 @pytest.mark.parametrize(
     ("card_layers", "tokens"),
