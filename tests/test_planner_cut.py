@@ -221,6 +221,14 @@ def test_a_card_that_is_too_small_is_told_of(
     llm = LLM(str(tiny_gemma4), options)
     layers = llm.plan.setup.card_layers
     assert layers is not None and f"{layers} of {len(llm.spec.layers)} layers" in llm.notes[0]
+    # A long context fits whole once its cache is smaller.
+    monkeypatch.setattr("halfbyte.llm.this_machine", lambda _: small_card)
+    long = replace(options, context=4096, parallel=4)
+    wide = LLM(str(tiny_gemma4), long).plan
+    own = wide.total_bytes - wide.part("runtime.margin") - wide.part("kv.full") // 8
+    room = replace(small_card, memory_bytes=int(own / (1 - MARGIN)))
+    monkeypatch.setattr("halfbyte.llm.this_machine", lambda _: room)
+    assert "with --kv q8_0 it has room for all" in LLM(str(tiny_gemma4), long).notes[0]
     given = replace(llm.plan, setup=replace(llm.plan.setup, recipe="q4_0"))
     again = LLM(str(tiny_gemma4), LoadOptions(device="cuda"), plan=given)
     assert again.plan.setup == llm.plan.setup and again.decoder.front is not None

@@ -23,7 +23,7 @@ from typing import Any, TypedDict, Unpack
 from halfbyte.engine import Drafting, LookupDrafter, ModelDrafter
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.sequence import Completion
-from halfbyte.errors import InvalidInputError, UnsupportedError
+from halfbyte.errors import DoesNotFitError, InvalidInputError, UnsupportedError
 from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.lora import open_adapter
 from halfbyte.formats.progress import Progress
@@ -42,7 +42,7 @@ from halfbyte.planner.opening import (
 )
 from halfbyte.planner.probe import resident_bytes, this_machine
 from halfbyte.planner.running import announce
-from halfbyte.planner.solve import USUAL_CONTEXT, Goal, unbounded
+from halfbyte.planner.solve import USUAL_CONTEXT, Goal, solve, unbounded
 from halfbyte.quantizer.opening import open_drafter, open_source
 from halfbyte.specs import (
     AUTO,
@@ -141,11 +141,6 @@ class LLM:
         front = choose_front(
             self.spec, options.device, setup.card_layers, options.dtype, threads=options.threads
         )
-        if front is not None and options.card_layers is None:
-            self.notes.append(
-                f"the card has room for {setup.card_layers} of {len(self.spec.layers)} layers: the "
-                "others run on the CPU"
-            )
         self.decoder = load(source, ops, front=front, adapters=self.adapters, progress=progress)
         body_bytes = ops.packed_bytes
         drafting = self._drafting(drafter, options, progress)
@@ -189,12 +184,28 @@ class LLM:
         )
         companion = None if drafter is None else companion_of(options.drafter, drafter)
         self._described = opened(model, source, companion, self.adapters)
-        plan = usual_plan(self._described, this_machine(self.kind), goal, read_store())
+        machine = this_machine(self.kind)
+        plan = usual_plan(self._described, machine, goal, read_store())
         if given is not None:
             refuse_another(given, plan)
         if plan.setup.context < min(self.spec.context, options.context or USUAL_CONTEXT):
             self.notes.append(f"memory allows a context of {plan.setup.context}")
+        if plan.setup.card_layers is not None and options.card_layers is None:
+            self._tell_of_the_cut(plan, machine, goal)
         return plan
+
+    def _tell_of_the_cut(self, plan: Plan, machine: Machine, goal: Goal) -> None:
+        """Notes that the card has not all layers, and whether a smaller cache would change that."""
+        every, smaller = len(self.spec.layers), ""
+        try:
+            solve(self._described, machine, replace(goal, kv="q8_0", divides=False))
+            smaller = "; with --kv q8_0 it has room for all"
+        except (DoesNotFitError, UnsupportedError):
+            pass
+        self.notes.append(
+            f"the card has room for {plan.setup.card_layers} of {every} layers, the others run on "
+            f"the CPU{smaller}"
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
