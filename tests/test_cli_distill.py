@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from commandline import Halfbyte
 
-from halfbyte.formats.checkpoint import read
+from halfbyte.formats.checkpoint import read, write_gguf
 from halfbyte.formats.fingerprint import fingerprint
 from halfbyte.formats.lora_writing import updates_for, write_adapter
 from halfbyte.formats.manifest import described
 from halfbyte.numerics.codec import encode
-from halfbyte.specs import SCHEMES
+from halfbyte.quantizer.pipeline import Quantized
+from halfbyte.specs import SCHEMES, recipe_of
+from halfbyte.text.assets import TextAssets
 from halfbyte.training import loop
 from halfbyte.training.modes import MODES
 
@@ -75,7 +78,7 @@ def start_of(halfbyte: Halfbyte, model: Path, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("mode", ["full", "blockwise", "adapter"])
+@pytest.mark.parametrize("mode", ["blockwise", "adapter"])
 def test_killed_and_started_again_it_ends_in_the_same_bytes(
     halfbyte: Halfbyte,
     stories260k: Path,
@@ -205,22 +208,24 @@ def test_adapters_are_merged_before_all_else(
         )
         for it in updates
     }
-    adapter = tmp_path / "poet"
+    adapter, held = tmp_path / "poet", tmp_path / "held.txt"
+    held.write_text("One day Tim and his dog saw a big tree. " * 60, encoding="utf-8")
     adapter.mkdir()
     write_adapter(adapter, spec, updates, pairs, base="stories")  # type: ignore[arg-type]
     done = halfbyte(
         "distill", stories260k, "--merge-lora", f"{adapter}@0.5", "-o", out, "--data", stories,
-        "--mode", "scales", "--rate", "1e-9", *QUICK, "--force", "--json",
+        "--mode", "scales", "--held-out", held, *QUICK, "--force", "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     told = done.document
+    assert (out / "report.html").exists()
     assert described(out)["merged"][0]["name"] == "poet"
     assert described(out)["merged"][0]["scale"] == 0.5
     assert described(out)["measurements"]["against"]["name"] == "stories260K + poet@0.5"
-    flags = ("--against", stories260k, "--against-lora", f"{adapter}@0.5", "--json")
-    near = halfbyte("eval", out, *flags).document["texts"][0]
+    flags = ("--text", held, "--against", stories260k, "--json")
+    near = halfbyte("eval", out, *flags, "--against-lora", f"{adapter}@0.5").document["texts"][0]
     assert near["kl"]["mean"] == told["texts"][0]["kl"]["mean"]
-    far = halfbyte("eval", out, "--against", stories260k, "--json").document["texts"][0]
+    far = halfbyte("eval", out, *flags).document["texts"][0]
     assert far["kl"]["mean"] > 2 * near["kl"]["mean"]
     other = halfbyte(
         "distill", tiny_gemma4, "--merge-lora", adapter, "-o", out, "--data", stories, *QUICK
@@ -272,6 +277,60 @@ def test_what_cannot_be_learned_from_is_refused(
     assert halfbyte("quantize", stories260k, "-o", eight, "--recipe", "q8_0").code == 0
     assert "--recipe" in refused("--data", stories, "--start", eight)
     assert "context" in refused("--data", stories, "--window", "100000")
+    short = tmp_path / "short.txt"
+    short.write_text("Too short to measure on.", encoding="utf-8")
+    assert "do not fill one window" in refused("--data", stories, "--held-out", short)
+    assert "and no task" in refused("--task-data", stories, "--mode", "blockwise")
+    swapped = tmp_path / "swapped.gguf"
+    write_gguf(Swapped(read(stories260k), recipe_of("q4_0")), swapped)
+    assert "another vocabulary" in refused("--data", stories, "--start", swapped)
+
+
+class Swapped(Quantized):
+    """Two tokens have changed places."""
+
+    @property
+    def assets(self) -> TextAssets:
+        assets = super().assets
+        assert assets is not None
+        *tokens, last, first = assets.vocabulary.tokens
+        vocabulary = replace(assets.vocabulary, tokens=(*tokens, first, last))
+        return replace(assets, vocabulary=vocabulary)
+
+
+def test_conversations_that_hold_nothing_to_learn_are_refused(
+    halfbyte: Halfbyte, tiny_gemma4: Path, tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+
+    def refused(said: dict[str, Any], *arguments: str) -> str:
+        chats.write_text(json.dumps(said), encoding="utf-8")
+        done = halfbyte(
+            "distill", tiny_gemma4, "-o", tmp_path / "out.gguf", "--data", chats, *QUICK, *arguments
+        )
+        assert done.code == 2, done.err
+        return done.err
+
+    asked = {"role": "user", "content": "Why?"}
+    assert "no answers" in refused({"messages": [asked]})
+    assert "no prompt leaves room" in refused({"prompt": "Why? " * 99, "response": "So."})
+    assert "do not fill a window" in refused({"prompt": "Why?", "response": "So."})
+    chats.write_text("", encoding="utf-8")
+    done = halfbyte("distill", tiny_gemma4, "-o", tmp_path / "out.gguf", "--task-data", chats)
+    assert done.code == 2 and "has no lines" in done.err
+
+
+def test_a_training_that_diverges_says_so_and_writes_nothing(
+    halfbyte: Halfbyte, stories260k: Path, stories: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.gguf"
+    done = halfbyte(
+        "distill", stories260k, "-o", out, "--data", stories, "--mode", "full", "--rate", "1e30",
+        "--scale-rate", "1e30", "--start", start_of(halfbyte, stories260k, tmp_path), *QUICK,
+    )  # fmt: skip
+    assert done.code == 7
+    assert "full diverged behind step" in done.err and "nothing was written" in done.err
+    assert not out.exists()
 
 
 def test_a_budget_that_nothing_fits_is_told(

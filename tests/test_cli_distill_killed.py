@@ -23,11 +23,13 @@ class Command:
         folder.mkdir()
         self._out, self._folder = folder / "out.gguf", folder
         data = folder / "stories.txt"
-        data.write_text("".join(f"{n} {STORY}" for n in range(150)), encoding="utf-8")
+        data.write_text("".join(f"{n} {STORY}" for n in range(100)), encoding="utf-8")
+        held = folder / "held.txt"
+        held.write_text("Tim and his dog saw a big tree. " * 80, encoding="utf-8")
         self._words = [
             sys.executable, "-m", "halfbyte", "distill", model, "-o", self._out, "--data", data,
-            "--own", "3k", "--batch", "2", "--window", "32", "--measure-every", "3",
-            "--threads", "1", "--save-every", "0", *more,
+            "--held-out", held, "--own", "2k", "--batch", "2", "--window", "32",
+            "--measure-every", "3", "--save-every", "0", "--threads", "1", *more,
         ]  # fmt: skip
 
     @property
@@ -84,7 +86,7 @@ def killed_in(command: Command, names: Sequence[str], each: int) -> list[str]:
 
 
 def test_killed_while_it_quantizes_and_trains(stories260k: Path, tmp_path: Path) -> None:
-    quick = ("--mode", "full", "--steps", "40")
+    quick = ("--mode", "full", "--steps", "25")
     whole = Command(stories260k, tmp_path / "whole", *quick).finish()
     parts = Command(stories260k, tmp_path / "parts", *quick)
     assert killed_in(parts, ["quantizing", "training"], 1) == ["quantizing", "training"]

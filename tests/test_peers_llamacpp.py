@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
+from halfbyte.errors import GateMissedError
 from halfbyte.evals.fidelity import Fidelity, score_rows, summarize
 from halfbyte.evals.reader import Reader
 from halfbyte.evals.texts import Reading, Text, Window, cut, read_text
@@ -25,10 +27,13 @@ from halfbyte.formats.checkpoint import read, write_gguf
 from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.kernels.reference.ops import Activations
 from halfbyte.models.load import load
+from halfbyte.numerics.codec import decode
 from halfbyte.quantizer.pipeline import Quantized
 from halfbyte.specs import recipe_of
 from halfbyte.text.chat import Chat
 from halfbyte.text.tokenizer import Tokenizer
+from halfbyte.training.samples import Mix
+from halfbyte.workflows import Distilling, distill
 
 pytestmark = pytest.mark.peers
 llamacpp = pytest.importorskip("llamacpp", reason="needs the extra 'peers'")
@@ -129,6 +134,51 @@ def test_a_q4_0_export_runs_there_as_here(
     assert spread.kl is not None and spread.same_top1 is not None
     assert found.kl.mean <= max(2e-4, 1.25 * spread.kl.mean)
     assert found.same_top1 >= min(0.985, spread.same_top1 - 0.01)
+    assert abs(increase(found)) <= 5e-3
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny_gemma4: Path, shared_data: Path, export, tmp_path_factory) -> Path:
+    """What a very short training leaves, better or not."""
+    out = tmp_path_factory.mktemp("distilled") / "out.gguf"
+    asked = Distilling(
+        data=[shared_data / "books" / "bronte.txt"],
+        mix=Mix(count=40, length=64),
+        mode="full",
+        steps=6,
+        batch=4,
+        at_once=4,
+        start=export(tiny_gemma4, "q4_0"),
+        threads=1,
+    )
+    try:
+        distill(str(tiny_gemma4), out, asked, tell=lambda *_: lambda _: None)
+    except GateMissedError:
+        return out.with_name("out.gguf.work") / "new" / out.name
+    return out
+
+
+def test_a_distilled_file_runs_there_as_here(
+    tiny_gemma4: Path, distilled: Path, books: Path, export, peer_of
+) -> None:
+    """What was trained is what llama.cpp decodes, to the bit; and it runs as every file does."""
+    theirs_ = {it.name: it for it in gguf.GGUFReader(str(distilled)).tensors}
+    source, start = read(distilled), read(export(tiny_gemma4, "q4_0"))
+    moved = 0
+    for name, entry in source.entries.items():
+        stored = theirs_[entry.name]
+        decoded = gguf.dequantize(stored.data, stored.tensor_type)
+        ours_ = decode(entry.file.tensor(entry.name)).numpy()
+        assert np.array_equal(decoded.reshape(-1), ours_.reshape(-1)), name
+        moved += source.tensor(name).data.tobytes() != start.tensor(name).data.tobytes()
+    assert moved > 0.9 * len(source.entries)
+    windows = cut(read_text(books, tokenizer_of(distilled)), Reading(max_windows=WINDOWS))
+    plain = theirs(peer_of(distilled))
+    spread = compare(windows, theirs(peer_of(distilled, plain=False)), plain)
+    found = compare(windows, plain, ours(distilled, "q8_0"))
+    print("distilled", found, "\n llama.cpp with itself", spread)
+    assert found.kl is not None and spread.kl is not None
+    assert found.kl.mean <= max(2e-4, 1.25 * spread.kl.mean)
     assert abs(increase(found)) <= 5e-3
 
 

@@ -204,7 +204,7 @@ def test_ways_are_compared_on_a_card() -> None:
         other.mode: plan_training(model, card("rtx-4090"), other)
         for other in other_ways(model, training)
     }
-    assert set(others) == {"lora", "qlora", "qat", "qat-lora", "blockwise", "scales"}
+    assert set(others) == {"lora", "qlora", "qat", "qat-lora", "blockwise", "scales", "adapter"}
     assert others["qlora"].fits
     assert others["blockwise"].fits
     shared = Training(mode="full", gpus=8, zero=3)
@@ -217,7 +217,8 @@ def test_weights_that_are_quantized_are_not_trained_as_if_they_were_not() -> Non
     for mode in ("full", "lora", "blockwise", "scales"):
         with pytest.raises(InvalidInputError, match="not quantized"):
             plan_training(packed, card("rtx-3060"), Training(mode=mode))
-    assert not [*other_ways(packed, Training(mode="qlora"))]
+    assert [other.mode for other in other_ways(packed, Training(mode="qlora"))] == ["adapter"]
+    assert plan_training(packed, card("rtx-3060"), Training(mode="adapter", length=512)).fits
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,7 @@ def test_the_command_line_plans_a_training(halfbyte: Halfbyte, folder: Path) -> 
     assert plan["schema"] == "halfbyte.plan/1"
     assert plan["fits"]
     assert {other["mode"] for other in plan["alternatives"]} == {
-        "full", "lora", "qat", "qat-lora", "blockwise", "scales",
+        "full", "lora", "qat", "qat-lora", "blockwise", "scales", "adapter",
     }  # fmt: skip
     assert plan["rules_of_thumb"][0]["bytes"] == 2 * spec("qwen3-8b").parameters
     emitted = folder / "accelerate.yaml"

@@ -31,8 +31,17 @@ class _Side:
 
 def text_differences(model: TextAssets, reference: TextAssets) -> list[str]:
     """Where texts become other ids, or answers end elsewhere."""
-    ours, theirs = (_Side(assets, Tokenizer(assets)) for assets in (model, reference))
+    ours, theirs = _sides(model, reference)
     return [*_vocabulary(ours, theirs), *_beginning(ours, theirs), *_ending(ours, theirs)]
+
+
+def vocabulary_differences(model: TextAssets, reference: TextAssets) -> list[str]:
+    """Where an id means another token, or a text becomes other tokens."""
+    return [*_vocabulary(*_sides(model, reference))]
+
+
+def _sides(model: TextAssets, reference: TextAssets) -> tuple[_Side, _Side]:
+    return _Side(model, Tokenizer(model)), _Side(reference, Tokenizer(reference))
 
 
 def _vocabulary(ours: _Side, theirs: _Side) -> Iterator[str]:

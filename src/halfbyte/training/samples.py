@@ -201,6 +201,8 @@ class SampleReader:
             for passage in self._conversation(lines[index], mix, path):
                 empty = False
                 yield passage
+        if empty and not self.too_long[path.name]:
+            raise InvalidInputError("holds no answers to learn from", where=path)
         if empty:
             raise InvalidInputError(
                 f"no prompt leaves room for an answer in {mix.length} tokens",

@@ -19,6 +19,7 @@ from typing import Any
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.evals.fidelity import Fidelity
+from halfbyte.formats.atomic import write_errors
 from halfbyte.formats.checkpoint import Source, read
 from halfbyte.formats.fingerprint import fingerprint
 from halfbyte.formats.lora import is_adapter
@@ -92,10 +93,13 @@ class _Job:
         self._place, self._target, self._asked, self._progress = place, target, asked, progress
         self._material = Material(place, target, asked, progress)
         self._folder = self._material.folder
+        self._judge = Judge(place, asked, progress)
 
     def run(self, tell: Callable[[str, TrainingPlan], Tell]) -> Distilled:
+        self._judge.refuse_texts()
         mode, plan = fitting(self._material, self._asked)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with write_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         stored = dict(self._material.start.tensors())
         teaching = Teaching(self._material, self._asked, mode, stored, self._progress)
         taught = teaching.run(lambda name: tell(name, plan))
@@ -125,7 +129,7 @@ class _Job:
         self, artefact: Artefact, fresh: Path, taught: Taught
     ) -> tuple[Sequence[Fidelity], Sequence[Fidelity]]:
         """What is held out before and after; the report, where a directory holds one."""
-        judge = Judge(self._place, self._asked, self._progress)
+        judge = self._judge
         options = LoadOptions(device=self._asked.device, threads=self._asked.threads)
         if isinstance(taught.made, Adapted):
             body = self._material.body

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from halfbyte.errors import GateMissedError
+from halfbyte.errors import GateMissedError, InvalidInputError
 from halfbyte.evals.fidelity import Fidelity
 from halfbyte.evals.report.facts import mean_kl
 from halfbyte.evals.texts import Reading
@@ -29,6 +29,18 @@ class Judge:
 
     def __init__(self, place: Path, asked: Distilling, progress: Progress | None) -> None:
         self._place, self._asked, self._progress = place, asked, progress
+
+    def refuse_texts(self) -> None:
+        """Raises `InvalidInputError` for texts that cannot be measured on, before the work."""
+        evaluation = Evaluation(str(self._place))
+        window, context = Reading().window, evaluation.source.spec.context
+        if window > context:
+            raise InvalidInputError(
+                f"is measured in windows of {window} tokens, and has a context of {context}",
+                where=self._place,
+            )
+        for path in self._asked.held_out:
+            evaluation.windows(path, Reading())
 
     def measured(self, artefact: Path, *, kept: bool = False) -> Sequence[Fidelity]:
         """A model on what is held out; `kept` in its manifest, with what our gate says."""

@@ -16,6 +16,7 @@ import torch
 
 from halfbyte import __version__
 from halfbyte.errors import InvalidInputError
+from halfbyte.evals.differences import vocabulary_differences
 from halfbyte.formats.checkpoint import Source, read
 from halfbyte.formats.jobs import claim
 from halfbyte.formats.lora_writing import updates_for
@@ -228,6 +229,13 @@ class Material:
         wanted = {tensor.name: tensor.shape for tensor in spec.tensors()}
         if {tensor.name: tensor.shape for tensor in start.spec.tensors()} != wanted:
             raise InvalidInputError("has other tensors than the model", where=path)
+        if start.assets is not None:
+            for difference in vocabulary_differences(start.assets, self._assets):
+                raise InvalidInputError(
+                    f"has another vocabulary than the model: {difference}",
+                    where=path,
+                    hint="--start is a quantized form of the same model",
+                )
         return start
 
     def _of_recipe(self, path: Path) -> Source:
