@@ -26,9 +26,14 @@ from typing import Any
 
 from halfbyte import workflows
 from halfbyte.evals.texts import Reading
-from halfbyte.llm import LLM
+from halfbyte.formats.checkpoint import Source, read
+from halfbyte.kernels.choice import choose
+from halfbyte.models.load import load
 from halfbyte.quantizer.calibrate import Sampling
-from halfbyte.specs import LoadOptions, SolveMethod
+from halfbyte.specs import SolveMethod
+from halfbyte.text.tokenizer import Tokenizer
+from halfbyte.training.generated import generated
+from halfbyte.training.samples import SampleReader
 
 UNCALIBRATED: tuple[SolveMethod, ...] = ("rtn", "search")
 CALIBRATED: tuple[SolveMethod, ...] = ("awq", "signround", "gptq")
@@ -183,17 +188,29 @@ def stories(model: str, count: int, results: Path) -> tuple[Path, Path]:
     """Two texts that the model wrote: every second story goes to either. Written once."""
     paths = [results.with_suffix(f".{name}.txt") for name in ("calibration", "measured")]
     if not all(path.exists() for path in paths):
-        llm = LLM(model, LoadOptions(device="cpu", dtype="f32", kv="f32", draft="off"))
-        told = [story(llm, seed) for seed in range(count)]
+        told = written(read(Path(model)), count, results.with_suffix(".stories"))
         for start, path in enumerate(paths):
             path.write_text("\n\n".join(told[start::2]), encoding="utf-8")
     return paths[0], paths[1]
 
 
-def story(llm: LLM, seed: int) -> str:
-    sampling = llm.sampling(seed=seed, temperature=1.0)
-    reply = llm.reply(llm.raw_ids(""), sampling=sampling, max_tokens=STORY, continues_text=True)
-    return "".join(piece.text for piece in reply)
+def written(source: Source, count: int, folder: Path) -> list[str]:
+    """Texts that a model says itself; what it said lies in the folder."""
+    assets = source.assets
+    if assets is None:
+        raise SystemExit("the model has no tokenizer to write texts with")
+    folder.mkdir(parents=True, exist_ok=True)
+    reader, tokenizer = SampleReader(assets), Tokenizer(assets)
+    said = generated(
+        lambda: load(source, choose(source.spec, "cpu")),
+        [reader.beginning or [0]] * count,
+        folder=folder,
+        longest=STORY,
+        stop_ids=reader.stop_ids,
+        closing=reader.closing,
+        seed=0,
+    )
+    return [tokenizer.decode(token_ids) for _, token_ids in said]
 
 
 if __name__ == "__main__":
