@@ -281,6 +281,8 @@ def test_what_cannot_be_learned_from_is_refused(
     short.write_text("Too short to measure on.", encoding="utf-8")
     assert "do not fill one window" in refused("--data", stories, "--held-out", short)
     assert "and no task" in refused("--task-data", stories, "--mode", "blockwise")
+    done = halfbyte("distill", eight, "-o", out, "--data", stories, *QUICK)
+    assert done.code == 2 and "is quantized" in done.err
     swapped = tmp_path / "swapped.gguf"
     write_gguf(Swapped(read(stories260k), recipe_of("q4_0")), swapped)
     assert "another vocabulary" in refused("--data", stories, "--start", swapped)

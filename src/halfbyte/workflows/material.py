@@ -65,6 +65,12 @@ class Material:
             if target.suffix == ".gguf":
                 raise InvalidInputError("an adapter is a directory", where=f"-o {target}")
             return self.start.schemes
+        if self._is_quantized:
+            raise InvalidInputError(
+                "is quantized; what it was made from is what its four-bit form learns from",
+                where=self.place,
+                hint="name the original checkpoint, or --mode adapter",
+            )
         schemes = schemes_of(self.original, self.recipe)
         refuse_decoded(self._opened.checkpoint, schemes)
         check_storable(self.original.spec, schemes, target)
@@ -80,11 +86,15 @@ class Material:
         return updates_for(self.original.spec, rank=asked.rank, alpha=alpha, targets=asked.targets)
 
     @property
+    def _is_quantized(self) -> bool:
+        return not all(scheme.is_float for scheme in self.original.schemes.values())
+
+    @property
     def body(self) -> Path:
         """The file that an adapter is trained for: the start, or the model if that is quantized."""
         if self._asked.start is not None:
             return self._asked.start
-        if all(scheme.is_float for scheme in self.original.schemes.values()):
+        if not self._is_quantized:
             raise InvalidInputError(
                 "an adapter is trained beside a model that is quantized",
                 where="--mode adapter",
