@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float)
     parser.add_argument("--scale-rate", type=float)
     parser.add_argument("--recipe", default="q4_0")
+    parser.add_argument("--windows", type=int, default=32, help="measured of each text, of 512")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("qat-bench"))
     arguments = parser.parse_args()
@@ -82,7 +83,7 @@ def _measured(path: Path, arguments: argparse.Namespace) -> list[Fidelity]:
     options = LoadOptions(threads=arguments.threads)
     evaluation = workflows.Evaluation(str(path), against=arguments.model, options=options)
     texts = {text.name: text for text in arguments.held_out}
-    return [*evaluation.measure(texts, Reading()).texts]
+    return [*evaluation.measure(texts, Reading(max_windows=arguments.windows)).texts]
 
 
 def _trained(arguments: argparse.Namespace, mode: Any, seed: int) -> Row:
@@ -94,6 +95,7 @@ def _trained(arguments: argparse.Namespace, mode: Any, seed: int) -> Row:
     asked = workflows.Distilling(
         data=arguments.data,
         held_out=arguments.held_out,
+        max_windows=arguments.windows,
         own_tokens=arguments.own,
         mix=Mix(count=arguments.steps * arguments.batch + held, length=arguments.window, seed=seed),
         held=held,

@@ -95,6 +95,13 @@ def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     "texts of our own]",
 )
 @click.option(
+    "--max-windows",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Measured of each held-out text, of 512 tokens.",
+)
+@click.option(
     "--merge-lora",
     "merged",
     multiple=True,
@@ -206,6 +213,7 @@ def command(
     task: tuple[Path, ...],
     task_share: float,
     held_out: tuple[Path, ...],
+    max_windows: int,
     merged: tuple[str, ...],
     start: Path | None,
     mode: Any,
@@ -250,6 +258,7 @@ def command(
         data=data,
         merged=merged,
         held_out=held_out,
+        max_windows=max_windows,
         task=task,
         task_share=task_share,
         own_tokens=own_tokens or 0,

@@ -20,7 +20,7 @@ class AdamW:
 
     parameters: Mapping[str, Tensor]
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    eps: float = 1e-12
     decay: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     state: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)

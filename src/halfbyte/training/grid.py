@@ -35,7 +35,7 @@ from halfbyte.specs import Scheme
 
 # How far from its integer a weight starts at most: less than a half, so that it starts rounded as
 # it was given.
-EDGE = 0.45  # which bf16 keeps below a half at every integer of four bits
+EDGE = 0.42  # which bf16 keeps below a half at every integer of four bits
 SIXTEENTHS = 16
 PLACE, STEP, UP, DOWN = "place", "step", "up", "down"
 

@@ -35,9 +35,9 @@ class Rates:
     """How far one step moves: a place, in steps of the grid; a step or a number of a vector, in
     parts of its tensor's mean; a factor of a low-rank update; a number of an adapter."""
 
-    places: float = 0.005
-    steps: float = 0.0005
-    vectors: float = 0.0005
+    places: float = 0.002
+    steps: float = 0.0004
+    vectors: float = 0.0004
     updates: float = 0.005
     adapter: float = 0.001
 

@@ -31,7 +31,7 @@ class SmallAdamW:
 
     parameters: Mapping[str, Tensor]
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    eps: float = 1e-12
     seed: int = 0
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     state: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)

@@ -16,18 +16,19 @@ class Distilling:
     """What is learned from, how, and what it is measured on.
 
     `data` are texts and conversations, `own_tokens` so many more of the model's own; `task` are
-    conversations to be learned for themselves, `task_share` of their loss. `held_out` is measured
-    at the end, and nothing of it may be learned; by default our own short texts. `merged` are
-    adapters, `PATH[@SCALE]`, with which the model is the original. `start`: a quantized form of it,
-    by default made here. `batch` windows go into a step, `at_once` through the model at a time;
-    where it stands is saved every `save_every_s` seconds. `alpha` (by default the rank) and
-    `targets` (by default all linears) are those of an adapter. `budget` bytes decide the mode where
-    it is "auto". `made_by` is the command line that a report tells of.
+    conversations to be learned for themselves, `task_share` of their loss. `held_out` (by default
+    our own short texts) is measured at the end, `max_windows` of each, and nothing of it may be
+    learned. `merged` are adapters, `PATH[@SCALE]`, with which the model is the original. `start`: a
+    quantized form of it, by default made here. `batch` windows go into a step, `at_once` through
+    the model at a time; where it stands is saved every `save_every_s` seconds. `alpha` (by default
+    the rank) and `targets` (by default all linears) are those of an adapter. `budget` bytes decide
+    the mode where it is "auto". `made_by` is the command line that a report tells of.
     """
 
     data: Sequence[Path]
     merged: Sequence[str] = ()
     held_out: Sequence[Path] = ()
+    max_windows: int | None = 128
     task: Sequence[Path] = ()
     task_share: float = 0.5
     own_tokens: int = 0

@@ -106,7 +106,9 @@ class Judge:
     def _measured(self, evaluation: Evaluation) -> Measured:
         held_out = {path.name: path for path in self._asked.held_out}
         texts = held_out or evaluation.own_texts
-        return evaluation.measure(texts, Reading(), progress=self._progress)
+        return evaluation.measure(
+            texts, Reading(max_windows=self._asked.max_windows), progress=self._progress
+        )
 
 
 def _diverged(outcomes: Mapping[str, Outcome]) -> str:
