@@ -85,8 +85,8 @@ class Judge:
     def refuse_better(
         self, target: Path, there: Sequence[Fidelity], after: Sequence[Fidelity]
     ) -> None:
-        """Raises `GateMissedError` where what is at `target` is as good."""
-        if mean_kl(there) <= mean_kl(after):
+        """Raises `GateMissedError` where what is at `target` is better."""
+        if mean_kl(there) < mean_kl(after):
             raise GateMissedError(
                 f"has a KL of {mean_kl(there):.5f} on the held-out texts, "
                 f"the training came to {mean_kl(after):.5f}",
