@@ -161,7 +161,8 @@ def distilled(tiny_gemma4: Path, shared_data: Path, export, tmp_path_factory) ->
 def test_a_distilled_file_runs_there_as_here(
     tiny_gemma4: Path, distilled: Path, books: Path, export, peer_of
 ) -> None:
-    """What was trained is what llama.cpp decodes, to the bit; and it runs as every file does."""
+    """What was trained is what llama.cpp decodes, to the bit; it runs as every file does, and is as
+    far from the original there as here."""
     theirs_ = {it.name: it for it in gguf.GGUFReader(str(distilled)).tensors}
     source, start = read(distilled), read(export(tiny_gemma4, "q4_0"))
     moved = 0
@@ -176,7 +177,12 @@ def test_a_distilled_file_runs_there_as_here(
     plain = theirs(peer_of(distilled))
     spread = compare(windows, theirs(peer_of(distilled, plain=False)), plain)
     found = compare(windows, plain, ours(distilled, "q8_0"))
+    exact = ours(export(tiny_gemma4, "f32"))
+    there, here = (compare(windows, run, exact) for run in (plain, ours(distilled, "q8_0")))
+    assert there.kl is not None and here.kl is not None
     print("distilled", found, "\n llama.cpp with itself", spread)
+    print("from the original there", there.kl.mean, "and here", here.kl.mean)
+    assert there.kl.mean == pytest.approx(here.kl.mean, rel=0.02)
     assert found.kl is not None and spread.kl is not None
     assert found.kl.mean <= max(2e-4, 1.25 * spread.kl.mean)
     assert abs(increase(found)) <= 5e-3
