@@ -127,7 +127,10 @@ def test_what_cannot_be_is_refused_with_the_reason() -> None:
     for machine in (HOST, replace(CARD, host=None)):
         with pytest.raises(InvalidInputError, match="--card-layers is for a card"):
             solve(its, machine, replace(GOAL, card_layers=30))
-    assert solve(its, CARD, replace(GOAL, card_layers=42))[0].setup.card_layers is None
+    apart = solve(its, CARD, replace(GOAL, card_layers=42))[0]
+    assert apart.setup.card_layers == 42 and "the embeddings of" in apart.ops
+    tied = model("gemma4-12b")
+    assert solve(tied, CARD, replace(GOAL, card_layers=48))[0].setup.card_layers is None
     large = model("gemma4-31b")
     for machine in (replace(CARD, host=None), replace(CARD, host=replace(HOST, memory_bytes=GIB))):
         with pytest.raises(DoesNotFitError):
@@ -157,8 +160,8 @@ def test_parts_take_what_is_planned(card_layers: int, tiny_gemma4: Path) -> None
     its = Model(name="x", spec=source.spec, schemes=source.schemes, quantized=True)
     goal = Goal(context=256, draft=0, card_layers=card_layers, kv="bf16")
     plan = solve(its, CARD, goal)[0]
-    layers = len(source.spec.layers) - card_layers
-    decoder = load(source, TritonOps(Device(DEVICE)), front=Front(CPUOps(threads=1), layers))
+    front = Front(CPUOps(threads=1), card_layers)
+    decoder = load(source, TritonOps(Device(DEVICE)), front=front)
     assert decoder.front is not None
     for place, ops in (("device", decoder.ops), ("host", decoder.front.ops)):
         rows = [row for row in plan.rows if row.place == place]

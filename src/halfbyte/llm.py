@@ -202,10 +202,11 @@ class LLM:
             smaller = "; with --kv q8_0 it has room for all"
         except (DoesNotFitError, UnsupportedError):
             pass
-        self.notes.append(
-            f"the card has room for {plan.setup.card_layers} of {every} layers, the others run on "
-            f"the CPU{smaller}"
-        )
+        layers = plan.setup.card_layers
+        told = f"for {layers} of {every} layers, the others run on the CPU"
+        if layers == every:
+            told = "for all layers and not for the embeddings, which are looked up on the CPU"
+        self.notes.append(f"the card has room {told}{smaller}")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -12,7 +12,7 @@ from halfbyte.errors import InvalidInputError, UnsupportedError
 from halfbyte.kernels.contract import OpSet
 from halfbyte.kernels.cpu import INSTRUCTION_SETS, CPUOps, instruction_set, lacking
 from halfbyte.kernels.relay import Front
-from halfbyte.specs import DType, ModelSpec, check_cut
+from halfbyte.specs import DType, ModelSpec, check_cut, cuts
 
 if TYPE_CHECKING:
     from halfbyte.kernels.reference import ReferenceOps
@@ -74,9 +74,8 @@ def choose_front(
     *,
     threads: int | None = None,
 ) -> Front | None:
-    """The CPU's op set for the layers before the last `card_layers`, which a card has; None where
-    the device has all. `InvalidInputError` where there is no card, or no such cut."""
-    count = len(spec.layers)
+    """The CPU's op set for what is before the last `card_layers`, which a card has; None where the
+    device has all. `InvalidInputError` where there is no card, or no such cut."""
     if card_layers is None:
         return None
     if not usable(device).startswith("cuda"):
@@ -84,10 +83,10 @@ def choose_front(
             "--card-layers is for a card, and the model runs on the CPU", hint="give --device cuda"
         )
     check_cut(spec, card_layers)
-    if card_layers == count:
+    if card_layers not in cuts(spec):
         return None
     exact: DType = "f32" if dtype == "f32" else "auto"
-    return Front(choose(spec, "cpu", exact, threads=threads), count - card_layers)
+    return Front(choose(spec, "cpu", exact, threads=threads), card_layers)
 
 
 def declined(spec: ModelSpec, device: str) -> str | None:

@@ -18,10 +18,10 @@ from halfbyte.kernels.contract import Choice, Choosing, Draw, OpSet, Preparing, 
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """An op set for the embeddings and the first `layers` layers of a model."""
+    """An op set for the embeddings of a model, and its layers up to the last `card_layers`."""
 
     ops: OpSet
-    layers: int
+    card_layers: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from halfbyte.kernels.contract import (
 )
 from halfbyte.kernels.relay import Relay
 from halfbyte.models.cache import Cache, CacheShape, Slot
-from halfbyte.specs import LayerSpec, ModelSpec
+from halfbyte.specs import LayerSpec, ModelSpec, Part, divided_name
 
 Wanted = Literal["all", "last", "none"]
 
@@ -115,9 +115,9 @@ class Decoder:
     """A model that runs: its spec, its weights, and the op set they are packed for.
 
     `adapters` are the names of the updates of its linears, in their order; they take
-    `adapter_bytes` of what the op set has packed. `layers` are those that it has, None for all
-    of the model. Those before them are run by `front`, on another op set: the two are one model,
-    and this one goes on from the states that the front hands over.
+    `adapter_bytes` of what the op set has packed. `part` is what it has of the
+    model, None for all. What is before that is run by `front`, on another op set: the two are one
+    model, and this one goes on from the states that the front hands over.
     """
 
     def __init__(
@@ -128,14 +128,14 @@ class Decoder:
         *,
         adapters: Sequence[str] = (),
         adapter_bytes: int = 0,
-        layers: range | None = None,
+        part: Part | None = None,
         front: Decoder | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
         self.ops = ops
         self.adapters = tuple(adapters)
-        self.layers = range(len(spec.layers)) if layers is None else layers
+        self.part = spec.whole if part is None else part
         self.front = front
         self._adapter_bytes = adapter_bytes
 
@@ -144,7 +144,7 @@ class Decoder:
         """The op set that runs it; where there are two, which has how many layers."""
         if self.front is None:
             return self.ops.name
-        return f"{self.ops.name} behind {len(self.front.layers)} layers of {self.front.ops.name}"
+        return divided_name(self.ops.name, self.front.ops.name, len(self.front.part.layers))
 
     @property
     def packed_bytes(self) -> int:
@@ -171,9 +171,9 @@ class Decoder:
 
     def _new_cells(self, shape: CacheShape) -> list[Array | None]:
         """The cells of every layer up to the last of these; None where others have them."""
-        lacking: list[Array | None] = [None] * self.layers.start
+        lacking: list[Array | None] = [None] * self.part.layers.start
         cells = lacking if self.front is None else self.front._new_cells(shape)
-        for index, weights in enumerate(self.weights.layers, self.layers.start):
+        for index, weights in enumerate(self.weights.layers, self.part.layers.start):
             layer = self.spec.layers[index]
             source = layer.kv_source
             own = source is None
@@ -185,8 +185,8 @@ class Decoder:
     def _step(
         self, cells: Sequence[Array], graph: Callable[[Sequence[Array]], Graph] | None = None
     ) -> Step:
-        ends = self.layers.stop == len(self.spec.layers)
-        return self.ops.step((graph or (self._graph if ends else self._handing))(cells))
+        own = self._graph if self.part.ends else self._handing
+        return self.ops.step((graph or own)(cells))
 
     def forward(self, chunks: Sequence[Chunk], cache: Cache) -> np.ndarray:
         """Logits [wanted rows, V] f32 of the chunks, in order; their slots move forward."""
@@ -234,7 +234,7 @@ class Decoder:
     def _through(self, rows: Rows, caches: Sequence[Array]) -> tuple[Array, Array | None]:
         """The states [R, H] behind these layers, and the embeddings per layer that came along."""
         x, inputs = self.enter(rows)
-        for index, weights in enumerate(self.weights.layers, self.layers.start):
+        for index, weights in enumerate(self.weights.layers, self.part.layers.start):
             x = self.attention(x, index, weights, rows, caches[index])
             x = self.feed_forward(x, index, weights, inputs)
         return x, inputs
@@ -242,7 +242,7 @@ class Decoder:
     def enter(self, rows: Rows) -> tuple[Array, Array | None]:
         """What the layers start from: the embeddings [R, H], and those per layer if there are; or
         what the layers before these have handed over."""
-        if self.layers.start:
+        if not self.part.begins:
             return self._handed(rows)
         x = self.ops.embed(rows, self.weights.embed, self.spec.embed_scale)
         return x, self._per_layer_inputs(x, rows)

@@ -31,11 +31,13 @@ from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import (
     SCHEMES,
     ModelSpec,
+    Part,
     Scheme,
     TensorSpec,
     check_cut,
     lossless_target,
     paired_layers,
+    parts_of,
 )
 
 if TYPE_CHECKING:
@@ -68,26 +70,26 @@ def load(
     """
     spec = source.spec
     _refuse_drafter(spec)
-    parts = _parts(spec, ops, front)
-    for part in parts:
-        _reserve(source, part)
-    for name, q in _watched(source, [part.ops for part in parts], progress):
-        for part in parts:
-            if spec.holds(part.layers, name):
-                part.packed[name] = _pack(name, q, part.ops)
+    shares = _shares(spec, ops, front)
+    for share in shares:
+        _reserve(source, share)
+    for name, q in _watched(source, [share.ops for share in shares], progress):
+        for share in shares:
+            if spec.holds(share.part, name):
+                share.packed[name] = _pack(name, q, share.ops)
     decoder: Decoder | None = None
-    for part in parts:
-        decoder = part.decoder(spec, adapters or {}, decoder)
-    assert decoder is not None, "a model has one part at least"
+    for share in shares:
+        decoder = share.decoder(spec, adapters or {}, decoder)
+    assert decoder is not None, "somebody has the layers"
     return decoder
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A run of layers, the op set that they are for, and their tensors by our names."""
+class _Share:
+    """A part of a model, the op set that it is for, and its tensors by our names."""
 
     ops: OpSet
-    layers: range
+    part: Part
     packed: dict[str, Array] = field(default_factory=dict[str, Array])
 
     def decoder(
@@ -95,26 +97,26 @@ class _Part:
     ) -> Decoder:
         """The layers, behind those of `front`, with what adapters add to them."""
         before = self.ops.packed_bytes
-        columns = [_packed_adapter(it, spec, self.layers, self.ops) for it in adapters.values()]
+        columns = [_packed_adapter(it, spec, self.part, self.ops) for it in adapters.values()]
         embed = self.packed.get(EMBED)
         return Decoder(
             spec,
-            _weights(spec, self.packed, _by_weight(columns), embed=embed, layers=self.layers),
+            _weights(spec, self.packed, _by_weight(columns), embed=embed, part=self.part),
             self.ops,
             adapters=tuple(adapters),
             adapter_bytes=self.ops.packed_bytes - before,
-            layers=self.layers,
+            part=self.part,
             front=front,
         )
 
 
-def _parts(spec: ModelSpec, ops: OpSet, front: Front | None) -> list[_Part]:
-    """The parts of a model in the order of its layers."""
-    count = len(spec.layers)
+def _shares(spec: ModelSpec, ops: OpSet, front: Front | None) -> list[_Share]:
+    """Who has what of a model, in the order of its layers."""
     if front is None:
-        return [_Part(ops, range(count))]
-    check_cut(spec, count - front.layers)
-    return [_Part(front.ops, range(front.layers)), _Part(ops, range(front.layers, count))]
+        return [_Share(ops, spec.whole)]
+    check_cut(spec, front.card_layers)
+    before, behind = parts_of(spec, front.card_layers)
+    return [_Share(front.ops, before), _Share(ops, behind)]
 
 
 def outline(
@@ -123,16 +125,16 @@ def outline(
     ops: Outlining,
     adapters: Sequence[Adapter] = (),
     *,
-    layers: range | None = None,
+    part: Part | None = None,
 ) -> Decoder:
-    """The decoder of a model, or of some of its `layers`, whose weights are not there; what it
-    would take can be asked for."""
+    """The decoder of a model, or of a part of it, whose weights are not there; what it would take
+    can be asked for."""
     _refuse_drafter(spec)
-    layers = range(len(spec.layers)) if layers is None else layers
-    packed = _outlined(spec.held(layers), schemes, ops)
-    updates = _by_weight([outline_adapter(it, spec, layers, ops) for it in adapters])
-    weights = _weights(spec, packed, updates, embed=packed.get(EMBED), layers=layers)
-    return Decoder(spec, weights, ops, layers=layers)
+    part = spec.whole if part is None else part
+    packed = _outlined(spec.held(part), schemes, ops)
+    updates = _by_weight([outline_adapter(it, spec, part, ops) for it in adapters])
+    weights = _weights(spec, packed, updates, embed=packed.get(EMBED), part=part)
+    return Decoder(spec, weights, ops, part=part)
 
 
 def outline_drafter(
@@ -154,12 +156,12 @@ def _outlined(
 
 
 def outline_adapter(
-    adapter: Adapter, spec: ModelSpec, layers: range, ops: Outlining
+    adapter: Adapter, spec: ModelSpec, part: Part, ops: Outlining
 ) -> dict[str, LowRank]:
-    """By the names of weights, what an adapter that is not there would add to those of layers."""
+    """By the names of weights, what an adapter that is not there would add to those of a part."""
     found: dict[str, LowRank] = {}
     for module, update in adapter.updates.items():
-        if not spec.holds(layers, update.weight):
+        if not spec.holds(part, update.weight):
             continue
         scheme = adapter.stored.pairs[module][0].scheme
         a, b = (ops.outline(_target(scheme, shape, ops), shape) for shape in update.shapes)
@@ -234,10 +236,10 @@ def _pack(name: str, q: QTensor, ops: OpSet) -> Array:
     return packed
 
 
-def _reserve(source: Source, part: _Part) -> None:
+def _reserve(source: Source, share: _Share) -> None:
     """On a GPU, takes the memory of all weights in one piece: single ones would be rounded up."""
-    if isinstance(ops := part.ops, TritonOps):
-        tensors = source.spec.held(part.layers)
+    if isinstance(ops := share.ops, TritonOps):
+        tensors = source.spec.held(share.part)
         ops.reserve([(_target(source.schemes[it.name], it.shape, ops), it.shape) for it in tensors])
 
 
@@ -264,11 +266,11 @@ def _by_weight(columns: Sequence[Mapping[str, LowRank]]) -> Updates:
 
 
 def _packed_adapter(
-    adapter: Adapter, spec: ModelSpec, layers: range, ops: OpSet
+    adapter: Adapter, spec: ModelSpec, part: Part, ops: OpSet
 ) -> dict[str, LowRank]:
     packed: dict[str, LowRank] = {}
     for module, update in adapter.updates.items():
-        if not spec.holds(layers, update.weight):
+        if not spec.holds(part, update.weight):
             continue
         a, b = (ops.pack(_runnable(q, ops)) for q in adapter.tensors(module))
         packed[update.weight] = LowRank(a=a, b=b, scale=update.scale)
@@ -296,15 +298,15 @@ def _weights(
     updates: Updates,
     *,
     embed: Array,
-    layers: range | None = None,
+    part: Part | None = None,
 ) -> Weights:
-    """The weights of some layers, or of all."""
-    layers = range(len(spec.layers)) if layers is None else layers
-    own = spec.per_layer is not None and layers.start == 0
+    """The weights of a part, or of all."""
+    part = spec.whole if part is None else part
+    own = spec.per_layer is not None and part.begins
     return Weights(
         embed=embed,
         per_layer=per_layer_weights(packed, updates) if own else None,
-        layers=[layer_weights(packed, spec, index, updates) for index in layers],
+        layers=[layer_weights(packed, spec, index, updates) for index in part.layers],
         norm=packed.get("norm.weight"),
         head=embed if spec.tied_head else packed.get("head.weight"),
     )

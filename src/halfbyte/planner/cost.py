@@ -86,7 +86,7 @@ def text(pieces: Pieces | None, calibration: Calibration) -> Iterator[Row]:
 def weights(spec: ModelSpec, schemes: Mapping[str, Scheme], runtime: Runtime) -> Iterator[Row]:
     """What is stored, by part and scheme, and what the op set's layout adds to it."""
     sizes: Counter[str] = Counter()
-    for tensor in spec.held(runtime.layers):
+    for tensor in spec.held(runtime.part):
         scheme = schemes[tensor.name]
         sizes[f"weights.{part_of(tensor.name, tensor.shape)}.{scheme.name}"] += scheme.bytes(
             tensor.shape
@@ -151,7 +151,7 @@ def cache(spec: ModelSpec, setup: Setup, runtime: Runtime) -> Iterator[Row]:
     )
     needed: Counter[str] = Counter()
     slack = 0
-    for layer in spec.layers[runtime.layers.start : runtime.layers.stop]:
+    for layer in (spec.layers[index] for index in runtime.part.layers):
         if layer.kv_source is not None:
             continue
         layout = shape.layout(layer)
@@ -196,9 +196,9 @@ def bytes_per_token(spec: ModelSpec, runtime: Runtime, setup: Setup, depth: int)
 
     Rows of tables that are only looked up are not read; of experts, those that are used.
     """
-    total, layers = runtime.packed_bytes, runtime.layers
-    multiplied = layers.stop == len(spec.layers) and spec.tied_head
-    tensors = [*spec.held(layers)]
+    total, part = runtime.packed_bytes, runtime.part
+    multiplied = part.ends and spec.tied_head
+    tensors = [*spec.held(part)]
     stored = sum(tensor.count for tensor in tensors)
     idle = sum(
         tensor.count
@@ -208,7 +208,7 @@ def bytes_per_token(spec: ModelSpec, runtime: Runtime, setup: Setup, depth: int)
     )
     idle += sum(
         (layer.experts.count - layer.experts.used) * 3 * layer.experts.width * spec.hidden
-        for layer in spec.layers[layers.start : layers.stop]
+        for layer in (spec.layers[index] for index in part.layers)
         if layer.experts is not None
     )
     seen = replace(setup, context=max(depth, 1), sequences=1, spare=0)

@@ -24,7 +24,7 @@ from halfbyte.models.load import (
     outline_drafter,
 )
 from halfbyte.planner.calibration import Calibration
-from halfbyte.specs import Basis, DeviceKind, ModelSpec, Row, Scheme, Setup
+from halfbyte.specs import Basis, DeviceKind, ModelSpec, Part, Row, Scheme, Setup
 
 if TYPE_CHECKING:
     from halfbyte.formats.lora import Adapter
@@ -60,11 +60,11 @@ class Companion:
 
 
 class Runtime(Protocol):
-    """A model, or some of its `layers`, on one op set, with its adapters. `basis` is that of
+    """A model, or a `part` of it, on one op set, with its adapters. `basis` is that of
     `scratch_bytes`; `packed_bytes` are the model's own, `adapter_bytes` those of each adapter."""
 
     name: str
-    layers: range
+    part: Part
     basis: Basis
     packed_bytes: int
     adapter_bytes: tuple[int, ...]
@@ -91,20 +91,20 @@ def runtime_of(
     *,
     adapters: Sequence[Adapter] = (),
     reference: bool = False,
-    layers: range | None = None,
+    part: Part | None = None,
 ) -> Runtime:
-    """The op set that would run a model, or some of its layers, on a device of this kind, or the
+    """The op set that would run a model, or a part of it, on a device of this kind, or the
     `reference`."""
-    layers = range(len(spec.layers)) if layers is None else layers
+    part = spec.whole if part is None else part
     native = kind == "cpu" and instruction_set() is not None and CPUOps.lacks(spec) is None
     if native and not reference:
-        return NativeRuntime(spec, schemes, adapters, layers)
+        return NativeRuntime(spec, schemes, adapters, part)
     if kind == "cuda" and not reference:
         from halfbyte.kernels.triton import TritonOps  # only who asks for a card waits for it
 
         if TritonOps.lacks(spec) is None:
-            return TritonRuntime(spec, schemes, adapters, layers)
-    return ReferenceRuntime(kind, spec, schemes, adapters, layers)
+            return TritonRuntime(spec, schemes, adapters, part)
+    return ReferenceRuntime(kind, spec, schemes, adapters, part)
 
 
 class NativeRuntime:
@@ -117,14 +117,14 @@ class NativeRuntime:
         spec: ModelSpec,
         schemes: Mapping[str, Scheme],
         adapters: Sequence[Adapter],
-        layers: range,
+        part: Part,
     ) -> None:
         self._ops = ops = CPUOps(threads=env.thread_count() or env.processor_count())
-        self.name, self.layers = ops.name, layers
+        self.name, self.part = ops.name, part
         self.adapter_bytes = tuple(
-            packed_adapter_bytes(it, spec, layers, CPUOps(threads=1)) for it in adapters
+            packed_adapter_bytes(it, spec, part, CPUOps(threads=1)) for it in adapters
         )
-        self._decoder = outline(spec, schemes, ops, adapters, layers=layers)
+        self._decoder = outline(spec, schemes, ops, adapters, part=part)
         self.packed_bytes = ops.packed_bytes - sum(self.adapter_bytes)
         self._cache = self._decoder.new_cache(CacheShape(pages=1, ring_slack=1))
         self._step = _native(self._cache.step)
@@ -156,16 +156,16 @@ class TritonRuntime:
         spec: ModelSpec,
         schemes: Mapping[str, Scheme],
         adapters: Sequence[Adapter],
-        layers: range,
+        part: Part,
     ) -> None:
         from halfbyte.kernels.triton import TritonOps
 
         self._ops = ops = TritonOps()
-        self.name, self.layers = ops.name, layers
+        self.name, self.part = ops.name, part
         self.adapter_bytes = tuple(
-            packed_adapter_bytes(it, spec, layers, TritonOps()) for it in adapters
+            packed_adapter_bytes(it, spec, part, TritonOps()) for it in adapters
         )
-        self._decoder = outline(spec, schemes, ops, adapters, layers=layers)
+        self._decoder = outline(spec, schemes, ops, adapters, part=part)
         self.packed_bytes = ops.packed_bytes - sum(self.adapter_bytes)
         self._cache = self._decoder.new_cache(CacheShape(pages=1, ring_slack=1))
         self._step = cast("Recorded", self._cache.step)
@@ -207,16 +207,16 @@ class ReferenceRuntime:
         spec: ModelSpec,
         schemes: Mapping[str, Scheme],
         adapters: Sequence[Adapter],
-        layers: range,
+        part: Part,
     ) -> None:
-        tensors = [*spec.held(layers)]
+        tensors = [*spec.held(part)]
         sizes = {tensor.name: tensor.count for tensor in tensors}
-        self.name, self.layers = f"reference ({kind})", layers
+        self.name, self.part = f"reference ({kind})", part
         self.adapter_bytes = tuple(
             sum(
                 update.bytes(adapter.stored.pairs[module][0].scheme)
                 for module, update in adapter.updates.items()
-                if spec.holds(layers, update.weight)
+                if spec.holds(part, update.weight)
             )
             for adapter in adapters
         )
@@ -271,9 +271,9 @@ def _spread_bytes(drafter: ModelSpec, rows: int) -> int:
     return INDEX_BYTES * apart[-1].count + 4 * rows * drafter.vocab
 
 
-def packed_adapter_bytes(adapter: Adapter, spec: ModelSpec, layers: range, ops: Outlining) -> int:
-    """What a fresh op set keeps of what an adapter adds to layers."""
-    return ops.packed_bytes if outline_adapter(adapter, spec, layers, ops) else 0
+def packed_adapter_bytes(adapter: Adapter, spec: ModelSpec, part: Part, ops: Outlining) -> int:
+    """What a fresh op set keeps of what an adapter adds to a part."""
+    return ops.packed_bytes if outline_adapter(adapter, spec, part, ops) else 0
 
 
 def _process(calibration: Calibration) -> Row:

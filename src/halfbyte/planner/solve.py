@@ -26,6 +26,7 @@ from halfbyte.specs import (
     KVType,
     Machine,
     ModelSpec,
+    Part,
     Place,
     Plan,
     Row,
@@ -33,7 +34,9 @@ from halfbyte.specs import (
     Setup,
     check_cut,
     cuts,
+    divided_name,
     parted,
+    parts_of,
     recipe_of,
 )
 
@@ -152,7 +155,7 @@ def _card_layers(model: Model, machine: Machine, goal: Goal) -> int | None:
             hint="give --device cuda where there is one, or plan for --machine CARD",
         )
     check_cut(model.spec, goal.card_layers)
-    return None if goal.card_layers == len(model.spec.layers) else goal.card_layers
+    return goal.card_layers if goal.card_layers in cuts(model.spec) else None
 
 
 def _divided(model: Model, machine: Machine, goal: Goal, store: Store, context: int) -> Plan | None:
@@ -226,14 +229,15 @@ class _Maker:
         self._card_layers = card_layers
         self._drafter = self._able(_stored_in(model.drafter, recipe)) if draft else None
         self._schemes = model.schemes if recipe is None else schemes_of(model.spec, recipe)
-        layers = len(model.spec.layers)
-        cut = 0 if card_layers is None else layers - card_layers
-        self._runtime = self._runtime_of(machine, range(cut, layers))
+        before, own = None, model.spec.whole
+        if card_layers is not None:
+            before, own = parts_of(model.spec, card_layers)
+        self._runtime = self._runtime_of(machine, own)
         self._calibration = store.of(machine.name, self._runtime.name)
         self._front: Runtime | None = None
         self._host_calibration = DEFAULT
-        if (host := self._host) is not None:
-            self._front = self._runtime_of(host, range(cut))
+        if (host := self._host) is not None and before is not None:
+            self._front = self._runtime_of(host, before)
             self._host_calibration = store.of(host.name, self._front.name)
 
     @property
@@ -247,14 +251,14 @@ class _Maker:
             return drafter
         return None if parted(drafter.spec, self._model.spec, self._card_layers) else drafter
 
-    def _runtime_of(self, machine: Machine, layers: range) -> Runtime:
+    def _runtime_of(self, machine: Machine, part: Part) -> Runtime:
         return runtime_of(
             machine.kind,
             self._model.spec,
             self._schemes,
             adapters=[*self._model.adapters.values()],
             reference=self._goal.reference and machine is self._machine,
-            layers=layers,
+            part=part,
         )
 
     def plan(self, context: int, sequences: int | None = None) -> Plan:
@@ -296,9 +300,9 @@ class _Maker:
     def _name(self) -> str:
         """The op set, or both, as a decoder names them."""
         front, name = self._front, self._runtime.name
-        return (
-            name if front is None else f"{name} behind {len(front.layers)} layers of {front.name}"
-        )
+        if front is None:
+            return name
+        return divided_name(name, front.name, len(front.part.layers))
 
     def _ledger(self, setup: Setup) -> tuple[Row, ...]:
         spec, pieces, front = self._model.spec, self._model.pieces, self._front

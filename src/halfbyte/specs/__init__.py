@@ -5,7 +5,7 @@ without torch and without the weights.
 """
 
 from halfbyte.specs.adapter import LowRankSpec, linears
-from halfbyte.specs.cut import check_cut, cuts, parted
+from halfbyte.specs.cut import check_cut, cuts, divided_name, parted, parts_of
 from halfbyte.specs.drafter import CentroidSpec, DrafterSpec
 from halfbyte.specs.loading import (
     AUTO,
@@ -25,6 +25,7 @@ from halfbyte.specs.model import (
     LayerSpec,
     MLPSpec,
     ModelSpec,
+    Part,
     PerLayerSpec,
     RopeSpec,
     TensorSpec,
@@ -66,6 +67,7 @@ __all__ = [
     "Machine",
     "Method",
     "ModelSpec",
+    "Part",
     "PerLayerSpec",
     "Place",
     "Plan",
@@ -81,12 +83,14 @@ __all__ = [
     "check_cut",
     "common",
     "cuts",
+    "divided_name",
     "holds",
     "linears",
     "lossless_target",
     "most_drafts",
     "paired_layers",
     "parted",
+    "parts_of",
     "plan_of",
     "recipe_of",
     "scheme_of",

@@ -153,6 +153,16 @@ class TensorSpec:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of a model's layers: with the embeddings where it `begins`, with the final norm and the
+    head where it `ends`."""
+
+    layers: range
+    begins: bool = True
+    ends: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A decoder-only language model. `embed_scale` multiplies the embedding of every token.
@@ -179,19 +189,22 @@ class ModelSpec:
         for name, shape in (*self._inputs(), *self._body(), *self._outputs()):
             yield TensorSpec(name=name, shape=shape)
 
-    def held(self, layers: range) -> Iterator[TensorSpec]:
-        """The tensors of a run of layers: with the embeddings where it begins with the first layer,
-        with the final norm and the head where it ends with the last one."""
-        return (tensor for tensor in self.tensors() if self.holds(layers, tensor.name))
+    @property
+    def whole(self) -> Part:
+        """All of it."""
+        return Part(range(len(self.layers)))
 
-    def holds(self, layers: range, name: str) -> bool:
-        """Whether a tensor is among those of a run of layers. A tied head is held at both ends."""
+    def held(self, part: Part) -> Iterator[TensorSpec]:
+        """The tensors of a part. Those of a tied head are held at both ends."""
+        return (tensor for tensor in self.tensors() if self.holds(part, tensor.name))
+
+    def holds(self, part: Part, name: str) -> bool:
+        """Whether a tensor is among those of a part."""
         if name.startswith(LAYERS):
-            return int(name[len(LAYERS) :].partition(".")[0]) in layers
-        ends, begins = layers.stop == len(self.layers), layers.start == 0
+            return int(name[len(LAYERS) :].partition(".")[0]) in part.layers
         if name in (FINAL_NORM, HEAD):
-            return ends
-        return begins or (ends and name == self.head_name)
+            return part.ends
+        return part.begins or (part.ends and name == self.head_name)
 
     def _inputs(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         if self.drafter is not None:
