@@ -28,7 +28,7 @@ AUTO: Sequence[Mode] = ("full", "lora", "scales", "blockwise")
 def fitting(material: Material, asked: Distilling) -> tuple[Mode, TrainingPlan]:
     """The mode that was asked for, or the first that fits. Raises `DoesNotFitError`."""
     modes: Sequence[Mode] = AUTO if asked.mode == "auto" else [asked.mode]
-    plans = [(mode, _plan(material, asked, mode)) for mode in modes]
+    plans: list[tuple[Mode, TrainingPlan]] = [(it, _plan(material, asked, it)) for it in modes]
     for mode, plan in plans:
         if plan.fits or (asked.mode != "auto" and asked.budget is None):
             return mode, plan
