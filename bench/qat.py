@@ -111,7 +111,7 @@ def _trained(arguments: argparse.Namespace, mode: Any, seed: int) -> Row:
         threads=arguments.threads,
     )
     began, used = monotonic(), process_time()
-    told = workflows.distill(arguments.model, target, asked, tell=lambda *_: print)
+    told = workflows.distill(arguments.model, target, asked, tell=lambda *_: lambda _: None)
     row: Row = {
         "name": f"{mode}, seed {seed}",
         "texts": [asdict(text) for text in told.after],
