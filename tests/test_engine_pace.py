@@ -160,6 +160,12 @@ class Oracle:
         return next(self.steps)[None], np.zeros((1, 4), dtype=np.float32)
 
 
+class OnHost:
+    """In place of a cache: nothing is chosen on a device."""
+
+    chooses = False
+
+
 def running() -> Sequence:
     sequence = Sequence(
         number=0,
@@ -181,11 +187,11 @@ def peaked(token: int, height: float) -> np.ndarray:
 
 def test_a_model_stops_drafting_where_it_is_unsure() -> None:
     model = Oracle(peaked(7, 9.0), peaked(8, 9.0), peaked(9, 1.0), peaked(6, 9.0))
-    (proposal,) = ModelDrafter(model).propose([Ask(running(), 4, 0.6)], None)
+    (proposal,) = ModelDrafter(model).propose([Ask(running(), 4, 0.6)], OnHost())
     assert proposal.token_ids == [7, 8], "the third is unsure"
     assert proposal.steps == 3
     model = Oracle(peaked(7, 9.0), peaked(8, 9.0), peaked(9, 1.0), peaked(6, 9.0))
-    (proposal,) = ModelDrafter(model).propose([Ask(running(), 4, 0.0)], None)
+    (proposal,) = ModelDrafter(model).propose([Ask(running(), 4, 0.0)], OnHost())
     assert proposal.token_ids == [7, 8, 9, 6]
 
 
