@@ -70,12 +70,11 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Writes the messages as JSON."""
-        from halfbyte.formats.atomic import atomic_file
+        from halfbyte.formats.atomic import write_file
 
         document = {"schema": SCHEMA, "messages": self.messages}
         data = (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode()
-        with atomic_file(path, size=len(data)) as file:
-            file.write(data)
+        write_file(path, data)
 
     def load(self, path: Path) -> None:
         """Takes the messages of a file that `save` wrote. A bad file changes nothing."""

@@ -44,6 +44,12 @@ def atomic_file(path: Path, *, size: int) -> Generator[BinaryIO]:
             part.unlink()
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """`data` as a file, whole or not at all; errors as of `atomic_file`."""
+    with atomic_file(path, size=len(data)) as file:
+        file.write(data)
+
+
 @contextmanager
 def atomic_directory(path: Path, *, size: int) -> Generator[Path]:
     """A folder to write into that becomes `path` when the block ends well; `size` bytes will be

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from halfbyte.formats.atomic import atomic_file, write_errors
+from halfbyte.formats.atomic import write_errors, write_file
 
 JOB = "job.json"
 
@@ -28,5 +28,4 @@ def claim(folder: Path, job: Job) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with write_errors(folder):
         folder.mkdir(parents=True)
-    with atomic_file(place, size=len(text)) as file:
-        file.write(text.encode())
+    write_file(place, text.encode())

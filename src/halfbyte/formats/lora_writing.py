@@ -15,7 +15,7 @@ from typing import Any
 from halfbyte.errors import InvalidInputError
 from halfbyte.families import family_of
 from halfbyte.formats import safetensors
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 from halfbyte.formats.lora import PARTS, PREFIX, WEIGHTS
 from halfbyte.formats.lora_config import CONFIG
 from halfbyte.numerics.qtensor import QTensor
@@ -77,8 +77,7 @@ def write_adapter(
     config = _config(first.rank, first.scale * first.rank, base)
     config["target_modules"] = sorted({_end(modules[update.weight]) for update in updates})
     text = (json.dumps(config, indent=2) + "\n").encode()
-    with atomic_file(directory / CONFIG, size=len(text)) as file:
-        file.write(text)
+    write_file(directory / CONFIG, text)
 
 
 def _config(rank: int, alpha: float, base: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from halfbyte import __version__
 from halfbyte.errors import IntegrityError, InvalidInputError
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 from halfbyte.formats.documents import read_json
 from halfbyte.formats.gguf import GGUFFile
 from halfbyte.formats.gguf_parts import part_paths
@@ -156,8 +156,7 @@ def verify(artefact: Path, progress: Progress | None = None) -> int:
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     data = (json.dumps(document, indent=2) + "\n").encode()
-    with atomic_file(path, size=len(data)) as out:
-        out.write(data)
+    write_file(path, data)
 
 
 def _place(artefact: Path) -> Path:

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any, cast
 
 from halfbyte import __version__, env
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 from halfbyte.formats.checkpoint import Pieces
 
 SCHEMA = "halfbyte.calibration/1"
@@ -186,8 +186,7 @@ def remember(machine: str, ops: str, found: Measurement) -> None:
     }
     data = json.dumps(document, indent=1).encode()
     place().parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(place(), size=len(data)) as file:
-        file.write(data)
+    write_file(place(), data)
 
 
 def _key(machine: str, ops: str) -> str:

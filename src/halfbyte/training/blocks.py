@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 from halfbyte.formats.checkpoint import Source
 from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import layer_weights
@@ -198,8 +198,7 @@ class _Outcomes:
 
     def save(self, stage: str, outcome: Outcome) -> None:
         data = json.dumps(asdict(outcome)).encode()
-        with atomic_file(self._place(stage), size=len(data)) as file:
-            file.write(data)
+        write_file(self._place(stage), data)
 
     def load(self, stage: str) -> Outcome:
         return Outcome(**json.loads(self._place(stage).read_text(encoding="utf-8")))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from halfbyte.engine.engine import Engine
 from halfbyte.engine.sequence import Completion
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 from halfbyte.formats.progress import Progress
 from halfbyte.models.decoder import Decoder
 from halfbyte.specs import Request, SamplingParams
@@ -82,5 +82,4 @@ def _save(
         ended = closing if answer.finish_reason == "stop" else ()
         said.append(([*prompt], [*answer.token_ids, *ended]))
     data = json.dumps(said).encode()
-    with atomic_file(place, size=len(data)) as file:
-        file.write(data)
+    write_file(place, data)

@@ -16,7 +16,7 @@ import numpy as np
 
 from halfbyte.engine import Engine
 from halfbyte.errors import InvalidInputError
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 from halfbyte.formats.conversations import messages_of
 from halfbyte.formats.documents import content_of
 from halfbyte.formats.lines import read_lines
@@ -169,8 +169,7 @@ class Author:
     def _kept(self, place: Path, prompts: Sequence[Prompt], number: int) -> list[Passage]:
         if not place.exists():
             text = json.dumps(self._said(prompts, number)).encode()
-            with atomic_file(place, size=len(text)) as file:
-                file.write(text)
+            write_file(place, text)
         answers: list[list[int]] = json.loads(place.read_text(encoding="utf-8"))
         return [
             Passage(ids=(*prompt.ids, *answer), first=len(prompt.ids), greedy=prompt.greedy)

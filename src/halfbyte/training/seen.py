@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import IntegrityError
-from halfbyte.formats.atomic import atomic_file, require_space, write_errors
+from halfbyte.formats.atomic import require_space, write_errors, write_file
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Rows, Span
 from halfbyte.kernels.reference.kv import ScratchKV
@@ -151,8 +151,7 @@ class Seen:
 
     def _mark(self, done: int) -> None:
         text = json.dumps({"passages": done}).encode()
-        with atomic_file(self._folder / DONE, size=len(text)) as file:
-            file.write(text)
+        write_file(self._folder / DONE, text)
 
 
 def scratch_caches(spec: ModelSpec) -> list[ScratchKV]:

@@ -29,18 +29,19 @@ class Judge:
 
     def __init__(self, place: Path, asked: Distilling, progress: Progress | None) -> None:
         self._place, self._asked, self._progress = place, asked, progress
+        self._reading = Reading(max_windows=asked.max_windows)
 
     def refuse_texts(self) -> None:
         """Raises `InvalidInputError` for texts that cannot be measured on, before the work."""
         evaluation = Evaluation(str(self._place))
-        window, context = Reading().window, evaluation.source.spec.context
+        window, context = self._reading.window, evaluation.source.spec.context
         if window > context:
             raise InvalidInputError(
                 f"is measured in windows of {window} tokens, and has a context of {context}",
                 where=self._place,
             )
         for path in self._asked.held_out:
-            evaluation.windows(path, Reading())
+            evaluation.windows(path, self._reading)
 
     def measured(self, artefact: Path, *, kept: bool = False) -> Sequence[Fidelity]:
         """A model on what is held out; `kept` in its manifest, with what our gate says."""
@@ -106,9 +107,7 @@ class Judge:
     def _measured(self, evaluation: Evaluation) -> Measured:
         held_out = {path.name: path for path in self._asked.held_out}
         texts = held_out or evaluation.own_texts
-        return evaluation.measure(
-            texts, Reading(max_windows=self._asked.max_windows), progress=self._progress
-        )
+        return evaluation.measure(texts, self._reading, progress=self._progress)
 
 
 def _diverged(outcomes: Mapping[str, Outcome]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.errors import IntegrityError, InvalidInputError
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 from halfbyte.formats.documents import read_json
 from halfbyte.training.passages import Passage
 
@@ -72,8 +72,7 @@ def shortlist(
 def write(found: Shortlist, path: Path) -> None:
     """A JSON file for `read_shortlist`."""
     text = json.dumps(fields(found)).encode()
-    with atomic_file(path, size=len(text)) as file:
-        file.write(text)
+    write_file(path, text)
 
 
 def fields(found: Shortlist) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from halfbyte.evals.report import figures, numbers
 from halfbyte.evals.report.facts import Facts, gate_tables, mean_kl
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 
 SCHEMA = "halfbyte.report/1"
 HERE = Path(__file__).parent
@@ -28,8 +28,7 @@ def write_report(facts: Facts, directory: Path) -> Path:
     """Writes report.html, report.json and README.md; returns where the page is."""
     for name, content in ((PAGE, page(facts)), (DOCUMENT, document(facts)), (CARD, card(facts))):
         data = content.encode()
-        with atomic_file(directory / name, size=len(data)) as file:
-            file.write(data)
+        write_file(directory / name, data)
     return directory / PAGE
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfbyte.errors import IntegrityError
-from halfbyte.formats.atomic import atomic_file
+from halfbyte.formats.atomic import write_file
 from halfbyte.formats.hub.listing import HEX_DIGITS, Kind, RemoteFile, is_wanted
 
 CHUNK = 1 << 22
@@ -89,8 +89,7 @@ class RepoCache:
         """Note what a branch or tag is now, for those who ask offline."""
         reference = self.root / self._folder / "refs" / revision
         reference.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(reference, size=len(commit)) as file:
-            file.write(commit.encode())
+        write_file(reference, commit.encode())
 
     def recall(self, revision: str) -> tuple[Path, list[str]]:
         """The snapshot of a branch, tag or commit, and the usable names in it."""
