@@ -69,12 +69,15 @@ def show(name: str, seconds: float, texts: Mapping[str, Mapping[str, Any]]) -> N
 def auto_round(bench: Bench, target: Path, steps: int) -> None:
     """Its defaults, but for the bits, and on the windows that our calibration draws."""
     from auto_round import AutoRound
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from auto_round.utils import model as kinds
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     assets = read(Path(bench.model)).assets
     assert assets is not None
     sampling = Sampling(samples=bench.samples, window=bench.window, seed=0)
     windows = Reader(assets).read(bench.calib, sampling).windows
+    # Only texts are calibrated on: it would ask a model with eyes or ears for its processor.
+    kinds._LLM_ONLY_MODEL_TYPES.add(AutoConfig.from_pretrained(bench.model).model_type)  # pyright: ignore
     ids = [torch.tensor([window]) for window in windows]
     AutoRound(
         AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.float32),

@@ -78,6 +78,18 @@ def test_a_config_without_a_method_is_that_of_plain_weights(tmp_path: Path) -> N
     assert {scheme.name for scheme in read(tmp_path).schemes.values()} == {"f32"}
 
 
+def test_what_autoround_says_of_itself_changes_nothing(tmp_path: Path) -> None:
+    packed_checkpoint(tmp_path, LAYOUTS["gptq-32"])
+    before = decode(read(tmp_path).tensor("layers.1.attn.q.weight"))
+    told = {"autoround_version": "0.16.1", "provider": "auto-round", "iters": 200, "amp": True}
+    skipped = {"-:.*lm_head.*": {}}
+    settings(
+        tmp_path,
+        lambda config: config["quantization_config"].update(told, data_type="int", dynamic=skipped),
+    )
+    assert torch.equal(decode(read(tmp_path).tensor("layers.1.attn.q.weight")), before)
+
+
 def settings(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path = directory / "config.json"
     config = json.loads(path.read_text())
@@ -105,7 +117,12 @@ UNREADABLE: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("gptq-32", _with(checkpoint_format="marlin"), r"quantization_config.checkpoint_format is"),
     ("gptq-32", _with(pack_dtype="int16"), r"quantization_config.pack_dtype is 'int16'"),
     ("gptq-32", _with(is_marlin_format=True), r"quantization_config.is_marlin_format is True"),
-    ("gptq-32", _with(dynamic={"x": {"bits": 8}}), r"'quantization_config.dynamic' is unknown"),
+    (
+        "gptq-32",
+        _with(dynamic={"x": {"bits": 8}}),
+        r"quantization_config.dynamic packs some modules",
+    ),
+    ("gptq-32", _with(data_type="mx_fp"), r"quantization_config.data_type is 'mx_fp'"),
     ("awq-32", _with(group_size=16), r"groups of 16 weights"),
     ("awq-32", _with(version="gemv"), r"quantization_config.version is 'gemv'"),
     ("awq-32", _with(zero_point=False), r"quantization_config.zero_point is False"),

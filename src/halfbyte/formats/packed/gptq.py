@@ -1,4 +1,4 @@
-"""GPTQ checkpoints, as GPTQModel, AutoGPTQ and Optimum write them.
+"""GPTQ checkpoints, as GPTQModel, AutoGPTQ, Optimum and AutoRound write them.
 
     qweight int32 [K / 8, N]      eight rows of the transposed weight in a word, lowest bits first
     scales  f16 or bf16 [K / G, N]
@@ -8,7 +8,8 @@
 A weight is scale * (q - zero), q and zero in 0..15; with `sym` every zero is 8. The minus 1 was
 taken from whole words, so it is given back to whole words: a borrow that went from nibble to nibble
 comes back the same way.
-Sources: GPTQModel 7.7 (quantization/config.py, utils/model.py), AutoGPTQ 0.7 (QuantLinear.pack).
+Sources: GPTQModel 7.7 (quantization/config.py, utils/model.py), AutoGPTQ 0.7 (QuantLinear.pack),
+AutoRound 0.16 (quantization_config.json).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from halfbyte.errors import IntegrityError
+from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.families.fields import Fields
 from halfbyte.formats.packed.groups import SCALES, Grouping, assemble, group_of, in_order, nibbles
 from halfbyte.formats.packed.matrix import Description, Parts
@@ -27,18 +28,22 @@ from halfbyte.numerics.qtensor import QTensor
 
 ONES = 0x11111111
 FORMATS = ("gptq", "gptq_v2")
+UNPACKED = "-:"  # begins the pattern of modules that stay as they were
 # How the checkpoint was made, and hints to other people's kernels.
 HISTORY = (
-    "act_group_aware", "backend", "batch_size", "block_name_to_quantize", "cache_block_outputs",
-    "damp_auto_increment", "damp_percent", "dataset", "disable_exllama", "exllama_config",
-    "is_marlin_format", "lm_head", "max_input_length", "meta", "model_file_base_name",
-    "model_name_or_path", "model_seqlen", "modules_in_block_to_quantize", "modules_to_not_convert",
-    "module_name_preceding_first_block", "mse", "pad_token_id", "static_groups", "tokenizer",
+    "act_group_aware", "amp", "autoround_version", "backend", "batch_size",
+    "block_name_to_quantize", "cache_block_outputs", "damp_auto_increment", "damp_percent",
+    "dataset", "disable_exllama", "enable_quanted_input", "exllama_config",
+    "gradient_accumulate_steps", "is_marlin_format", "iters", "lm_head", "low_gpu_mem_usage",
+    "lr", "max_input_length", "meta",
+    "minmax_lr", "model_file_base_name", "model_name_or_path", "model_seqlen",
+    "modules_in_block_to_quantize", "modules_to_not_convert", "module_name_preceding_first_block",
+    "mse", "nsamples", "pad_token_id", "provider", "seqlen", "static_groups", "tokenizer",
     "true_sequential", "use_cuda_fp16", "use_exllama",
 )  # fmt: skip
 KNOWN = (
-    "bits", "checkpoint_format", "desc_act", "format", "group_size", "method", "pack_dtype",
-    "quant_method", "sym", *HISTORY,
+    "bits", "checkpoint_format", "data_type", "desc_act", "dynamic", "format", "group_size",
+    "method", "pack_dtype", "quant_method", "sym", *HISTORY,
 )  # fmt: skip
 
 
@@ -48,6 +53,8 @@ def packing_of(settings: Fields) -> GPTQPacking:
     require(settings, "bits", (4,))
     require(settings, "method", ("gptq",), "gptq")
     require(settings, "pack_dtype", ("int32",), "int32")
+    require(settings, "data_type", ("int",), "int")
+    _refuse_exceptions(settings)
     require(settings, "is_marlin_format", (False,), False)
     stated = [key for key in ("checkpoint_format", "format") if settings.get(key) is not None]
     names = {require(settings, key, FORMATS) for key in stated} or {"gptq"}
@@ -122,6 +129,13 @@ class GPTQPacking:
                 f"{FIELD}.sym is true, and its zero points are not all 8", where=parts.module
             )
         return None
+
+
+def _refuse_exceptions(settings: Fields) -> None:
+    """Modules that are not packed show that by themselves; others must be packed like all."""
+    for pattern in settings.get("dynamic") or {}:
+        if not pattern.startswith(UNPACKED):
+            raise UnsupportedError(f"{FIELD}.dynamic packs some modules otherwise: {pattern:.60}")
 
 
 def _group_of(parts: Parts, grouping: Grouping) -> np.ndarray:
