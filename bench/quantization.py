@@ -36,7 +36,7 @@ from halfbyte.training.generated import generated
 from halfbyte.training.samples import SampleReader
 
 UNCALIBRATED: tuple[SolveMethod, ...] = ("rtn", "search")
-CALIBRATED: tuple[SolveMethod, ...] = ("awq", "signround", "gptq")
+CALIBRATED: tuple[SolveMethod, ...] = ("awq", "signround", "gptq", "yaqa")
 STORY = 256  # tokens of a text that the model writes
 
 

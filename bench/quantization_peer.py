@@ -27,7 +27,7 @@ from halfbyte.quantizer.calibrate import Reader, Sampling
 from halfbyte.specs import SolveMethod
 
 GROUP = 32
-OURS: tuple[SolveMethod, ...] = ("rtn", "search", "signround", "gptq")
+OURS: tuple[SolveMethod, ...] = ("rtn", "search", "signround", "gptq", "yaqa")
 
 
 def main() -> None:

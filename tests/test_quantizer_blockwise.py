@@ -17,7 +17,7 @@ from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.models.load import load
 from halfbyte.numerics.codec import decode
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.quantizer import blockwise
+from halfbyte.quantizer import tables
 from halfbyte.quantizer.block import BORROWED
 from halfbyte.quantizer.blockwise import Blockwise
 from halfbyte.quantizer.calibrate import Calibration, Sampling
@@ -84,11 +84,11 @@ def test_every_weight_is_solved_for_the_inputs_it_will_have(
     """The Hessians that were gathered on the way are those of the finished model, run whole."""
     asked: dict[str, list[torch.Tensor]] = {}
 
-    def listen(name, weight, hessian, scheme, method):  # type: ignore[no-untyped-def]
+    def listen(name, weight, hessian, *rest, **more):  # type: ignore[no-untyped-def]
         asked.setdefault(name, []).append(hessian)
-        return solve(name, weight, hessian, scheme, method)
+        return solve(name, weight, hessian, *rest, **more)
 
-    monkeypatch.setattr(blockwise, "solve", listen)
+    monkeypatch.setattr(tables, "solve", listen)
     made = quantized(source(name), tmp_path / "work")
     ops = Listening()
     decoder = load(made, ops)
@@ -230,10 +230,10 @@ def test_activations_that_are_not_numbers_name_the_layer(tmp_path: Path) -> None
 def test_a_hessian_that_is_no_number_names_the_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(name, weight, hessian, scheme, method):  # type: ignore[no-untyped-def]
-        return solve(name, weight, hessian * float("nan"), scheme, method)
+    def broken(name, weight, hessian, *rest, **more):  # type: ignore[no-untyped-def]
+        return solve(name, weight, hessian * float("nan"), *rest, **more)
 
-    monkeypatch.setattr(blockwise, "solve", broken)
+    monkeypatch.setattr(tables, "solve", broken)
     with pytest.raises(InvalidInputError, match=r"embed\.weight: .*Hessian"):
         quantized(source("llama"), tmp_path / "work")
 

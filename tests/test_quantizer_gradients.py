@@ -55,6 +55,7 @@ class Looking:
     def __init__(self) -> None:
         self.states = self.gradient = torch.empty(0)
         self.inner: list[tuple[Tensor, Tensor]] = []
+        self.order: list[int] = []
 
     def top(self, states: Tensor, probabilities: Tensor) -> None:
         self.states = states
@@ -62,6 +63,9 @@ class Looking:
 
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         self.inner = [*((p.input, g) for p, g in zip(passed, gradients, strict=True)), *self.inner]
+
+    def left(self, block: Block) -> None:
+        self.order.append(block.index)
 
     def entered(self, rows: Rows, gradient: Tensor) -> None:
         self.gradient = gradient
@@ -74,6 +78,7 @@ def test_a_walk_is_the_backward_of_the_whole(name: str, tmp_path: Path) -> None:
     looking = Looking()
     Walk(model, ObservedOps(), flow, seed=5).run(looking)
     assert len(flow.batches) == 1
+    assert looking.order == list(reversed(range(len(model.spec.layers))))
     whole = Whole(model, flow.batches[0].rows)
     torch.testing.assert_close(looking.states, whole.states, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(looking.gradient, whole.entry, rtol=1e-3, atol=1e-5)

@@ -22,6 +22,7 @@ from halfbyte.quantizer.blockwise import Blockwise
 from halfbyte.quantizer.calibrate import Calibration
 from halfbyte.quantizer.pipeline import schemes_of
 from halfbyte.quantizer.stages import Finished, Stages
+from halfbyte.quantizer.two_sided import TwoSided
 from halfbyte.specs import Recipe, SolveMethod
 
 
@@ -56,6 +57,9 @@ def calibrated(
         "threads": torch.get_num_threads(),
     }
     stages = Stages(folder, spec=source.spec, schemes=schemes, job=job)
-    Blockwise(source, schemes, calibration, stages, method=method, device=device).run(progress)
+    if method == "yaqa":
+        TwoSided(source, schemes, calibration, stages, device=device).run(progress)
+    else:
+        Blockwise(source, schemes, calibration, stages, method=method, device=device).run(progress)
     yield Finished(source, stages, schemes)
     stages.remove()

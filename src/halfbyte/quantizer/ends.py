@@ -65,6 +65,9 @@ class Ends:
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         pass
 
+    def left(self, block: Block) -> None:
+        pass
+
     def entered(self, rows: Rows, gradient: Tensor) -> None:
         self._entry.add(gradient)
         ids = torch.tensor(rows.token_ids, device=self._read.device)

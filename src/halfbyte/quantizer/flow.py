@@ -58,7 +58,8 @@ class Batch:
 class Flow:
     """All windows, in batches of `at_once` (by default some thousand tokens).
 
-    `folder` takes the states that memory should not.
+    `folder` takes the states that memory should not. `every_layer`: the states before each are
+    kept, and count.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class Flow:
         *,
         in_memory: int = IN_MEMORY,
         at_once: int | None = None,
+        every_layer: bool = False,
     ) -> None:
         tokens = sum(len(window) for window in windows)
         per_layer = 0 if spec.per_layer is None else len(spec.layers) * spec.per_layer.width
         widest = max(max(layer.mlp.width, layer.attention.query_width) for layer in spec.layers)
-        spills = 4 * tokens * (spec.hidden + per_layer + widest) > in_memory
+        states = spec.hidden * (1 + every_layer * len(spec.layers))
+        spills = 4 * tokens * (states + per_layer + widest) > in_memory
         self._folder = folder if spills else None
         count = at_once or max(1, BATCH_TOKENS // max(map(len, windows)))
         self.batches = [

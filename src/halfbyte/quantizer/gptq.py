@@ -22,12 +22,11 @@ from halfbyte.numerics.codec import choose_scales, store
 from halfbyte.numerics.grids import grid_of
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.numerics.scales import Scales, joined, meant, nearest_on
-from halfbyte.quantizer.columns import round_columns
+from halfbyte.quantizer.columns import round_all, transposed
 from halfbyte.quantizer.curvature import check, factored
 from halfbyte.quantizer.descent import Descent
 from halfbyte.specs import Scheme
 
-BLOCK = 128  # columns whose errors reach the others at once
 ROWS = 2048  # rows at once; they know nothing of each other
 SWEEPS = 2
 
@@ -56,31 +55,16 @@ def solve(
     chosen: list[tuple[Tensor, Scales]] = []
     for rows in weight.detach().float().split(ROWS):
         plain = choose_scales(rows, scheme, regular.diagonal())
-        columns, scales = rows.t().contiguous(), plain.each(_transposed)
-        integers = _rounded(columns, scales, carry, order)
+        columns, scales = rows.t().contiguous(), plain.each(transposed)
+        integers = round_all(columns, scales, carry, order)
         if refit:
             descent = Descent(columns, regular, integers, scales, grid_of(scheme).storable)
             for _ in range(SWEEPS):
                 descent.sweep()
-        found = integers.t().contiguous(), scales.each(_transposed)
+        found = integers.t().contiguous(), scales.each(transposed)
         chosen.append(_better(rows, regular, found, (nearest_on(rows, plain), plain)))
     integers, scales = zip(*chosen, strict=True)
     return store(torch.cat(integers), joined(scales), scheme)
-
-
-def _rounded(weight: Tensor, scales: Scales, carry: Tensor, order: Tensor) -> Tensor:
-    """Integers [K, N] of a weight [K, N], its columns taken in `order`."""
-    group = order // (len(weight) // len(scales.step))
-    integers, deviations = torch.empty_like(weight), torch.empty_like(weight)
-    for start in range(0, len(order), BLOCK):
-        stop = min(start + BLOCK, len(order))
-        base = weight[order[start:stop]]
-        targets = torch.addmm(base, carry[:start, start:stop].t(), deviations[:start])
-        own = scales.each(lambda field, place=group[start:stop]: field[place])
-        integers[order[start:stop]], deviations[start:stop] = round_columns(
-            base, targets, carry[start:stop, start:stop], own
-        )
-    return integers
 
 
 def _better(
@@ -93,7 +77,3 @@ def _better(
     kept = (gain < 0).nonzero().flatten()
     found[0][kept], found[1].step[kept] = plain[0][kept], plain[1].step[kept]
     return found
-
-
-def _transposed(field: Tensor) -> Tensor:
-    return field.t().clone(memory_format=torch.contiguous_format)

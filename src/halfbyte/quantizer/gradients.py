@@ -46,13 +46,19 @@ class Visitor(Protocol):
         """The products of a layer with a batch, and the gradient at the output of each."""
         ...
 
+    def left(self, block: Block) -> None:
+        """A layer has shown all batches."""
+        ...
+
     def entered(self, rows: Rows, gradient: Tensor) -> None:
         """The gradient [R, H] at the embeddings of a batch."""
         ...
 
 
 class Walk:
-    """One walk through a source and back, over the windows of a flow (which it uses up)."""
+    """One walk through a source and back, over the windows of a flow (which it uses up).
+
+    States and gradients are where those of the flow are."""
 
     def __init__(self, source: Source, ops: ObservedOps, flow: Flow, *, seed: int) -> None:
         self._source, self._ops, self._flow = source, ops, flow
@@ -74,6 +80,7 @@ class Walk:
                 batch.x = self._before[index][number]
                 gradients[number] = self._back(block, batch, gradients[number], visitor)
                 _check(block, gradients[number])
+            visitor.left(block)
         for batch, gradient in zip(self._flow.batches, gradients, strict=True):
             visitor.entered(batch.rows, gradient.to(self._ops.device))
 

@@ -1,7 +1,8 @@
 """How a matrix is put on the grid of its scheme: the calibrated methods, by name.
 
-Each is a pure function of the weight, the Hessian of its inputs and the scheme. Where a scheme has
-no integers to choose (plain floats, tables), every method is a search.
+Each is a pure function of the weight, the Hessian of its inputs and the scheme; YAQA's of that of
+its outputs, too, and GPTQ where there is none. Where a scheme has no integers to choose (plain
+floats, tables), every method is a search.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.numerics.codec import encode
 from halfbyte.numerics.grids import GRIDS
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.quantizer import gptq, signround
+from halfbyte.quantizer import gptq, signround, yaqa
 from halfbyte.specs import Scheme, SolveMethod
 
 Solve = Callable[[Tensor, Tensor, Scheme], QTensor]
@@ -35,16 +36,27 @@ SOLVES: dict[SolveMethod, Solve] = {
     "search": search,
     "gptq": gptq.solve,
     "signround": signround.solve,
+    "yaqa": gptq.solve,
     "awq": search,  # on channels that were scaled before (`fold`)
 }
 
 
 def solve(
-    name: str, weight: Tensor, hessian: Tensor, scheme: Scheme, method: SolveMethod
+    name: str,
+    weight: Tensor,
+    hessian: Tensor,
+    scheme: Scheme,
+    method: SolveMethod,
+    *,
+    outputs: Tensor | None = None,
 ) -> QTensor:
-    """`weight` [N, K] by a method, for inputs with `hessian` [K, K]. Errors say `name`."""
-    chosen = SOLVES[method] if scheme.name in GRIDS or method == "rtn" else search
+    """`weight` [N, K] by a method, for inputs with `hessian` [K, K] and gradients at the outputs
+    with the second moment `outputs` [N, N]. Errors say `name`."""
     try:
-        return chosen(weight, hessian, scheme)
+        if scheme.name not in GRIDS:
+            return (rtn if method == "rtn" else search)(weight, hessian, scheme)
+        if outputs is not None:
+            return yaqa.solve(weight, hessian, outputs, scheme)
+        return SOLVES[method](weight, hessian, scheme)
     except HalfbyteError as error:
         raise type(error)(error.what, where=name, hint=error.hint) from error

@@ -20,8 +20,10 @@ class SecondMoment:
         self._upper = torch.zeros(width, width, device=device)
         self.rows = 0
 
-    def add(self, x: Tensor) -> None:
-        """Rows [R, K]."""
+    def add(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Rows [R, K]; with `weights` [R], not negative, the mean is of their products."""
+        if weights is not None:
+            x = x * weights.sqrt()[:, None]
         for start in range(0, len(self._upper), STRIPE):
             columns = slice(start, start + STRIPE)
             self._upper[columns, start:].addmm_(x[:, columns].T, x[:, start:])

@@ -93,7 +93,6 @@ class Sensitivity:
         self._source, self._device = source, device
         self._ends = Ends(source.spec, device)
         self._group_of = {name: group for group in shared_of(source) for name in group.shapes}
-        self._block: Block | None = None
         self._stored: dict[tuple[str, str], QTensor] = {}  # of the layer that is walked through
         self._squares: dict[tuple[str, str], float] = defaultdict(float)
         self._tokens = 0
@@ -111,8 +110,6 @@ class Sensitivity:
         self._ends.top(states, probabilities)
 
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
-        if block is not self._block:
-            self._block, self._stored = block, {}
         names = {id(weight): name for name, weight in block.tensors.items()}
         for candidate in CANDIDATES:
             changes: dict[tuple[str, int | None], Tensor] = {}
@@ -124,6 +121,9 @@ class Sensitivity:
                     changes[key] = changes[key] + change if key in changes else change
             for (group, _), change in changes.items():
                 self._squares[group, candidate] += float(change.square().sum())
+
+    def left(self, block: Block) -> None:
+        self._stored.clear()
 
     def entered(self, rows: Rows, gradient: Tensor) -> None:
         self._ends.entered(rows, gradient)

@@ -58,7 +58,7 @@ class Stages:
 
     def save(self, stage: str, tensors: Mapping[str, QTensor]) -> None:
         """Raises `DoesNotFitError` where the disk is full; what was saved before stays."""
-        assert set(tensors) == set(self._members(stage)), stage
+        assert set(tensors) == set(self.members(stage)), stage
         size = sum(q.nbytes + OVERHEAD for q in tensors.values())
         with atomic_file(self._place(stage), size=size) as file:
             np.savez(file, allow_pickle=False, **{name: q.data for name, q in tensors.items()})
@@ -66,13 +66,14 @@ class Stages:
     def load(self, stage: str) -> Iterator[tuple[str, QTensor]]:
         """The tensors of a part, in the order of the forward pass."""
         with np.load(self._place(stage)) as stored:
-            for name in self._members(stage):
+            for name in self.members(stage):
                 yield name, QTensor(self._schemes[name], self._shapes[name], stored[name])
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
 
-    def _members(self, stage: str) -> list[str]:
+    def members(self, stage: str) -> list[str]:
+        """The names of a part's tensors."""
         return [name for name in self._shapes if stage_of(name) == stage]
 
     def _place(self, stage: str) -> Path:

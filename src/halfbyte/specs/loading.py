@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Method = Literal["rtn", "search"]
-SolveMethod = Literal["rtn", "search", "gptq", "awq", "signround"]
+SolveMethod = Literal["rtn", "search", "gptq", "yaqa", "awq", "signround"]
 DType = Literal["auto", "f32", "bf16"]
 KVType = Literal["f32", "bf16", "q8_0"]
 Draft = Literal["off", "auto"] | int
