@@ -1,10 +1,10 @@
-"""What quantization-aware training brings, mode by mode, beside round-to-nearest and GPTQ.
+"""What quantization-aware training brings, mode by mode, beside round-to-nearest and YAQA.
 
     python bench/qat.py MODEL --data books.txt --data chats.jsonl --own 200k \
         --held-out held-out.txt --held-out chats-held-out.jsonl --modes full scales --seeds 1
 
 Every row is measured on every held-out text against MODEL: KL in nats per token, and what is lost
-of the perplexity. `closed` is the share of GPTQ's KL that is gone, `cut` the share of
+of the perplexity. `closed` is the share of YAQA's KL that is gone, `cut` the share of
 round-to-nearest's loss of perplexity. Files stay in --folder; what is there is not made again.
 """
 
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--scale-rate", type=float)
+    parser.add_argument("--samples", type=int, default=512, help="windows that are calibrated on")
     parser.add_argument("--recipe", default="q4_0")
     parser.add_argument("--windows", type=int, default=32, help="measured of each text, of 512")
     parser.add_argument("--threads", type=int, default=2)
@@ -65,18 +66,18 @@ def _rounded(arguments: argparse.Namespace) -> Row:
 
 
 def _calibrated(arguments: argparse.Namespace) -> Row:
-    path = arguments.folder / "gptq.gguf"
+    path = arguments.folder / "yaqa.gguf"
     if not path.exists():
         calibrating = workflows.Calibrating(
             files=arguments.data,
-            sampling=Sampling(samples=256, window=arguments.window),
+            sampling=Sampling(samples=arguments.samples, window=arguments.window),
             held_out=arguments.held_out,
             threads=arguments.threads,
         )
         workflows.quantize(
-            arguments.model, path, recipe=arguments.recipe, method="gptq", calibrating=calibrating
+            arguments.model, path, recipe=arguments.recipe, method="yaqa", calibrating=calibrating
         )
-    return {"name": "gptq", "texts": _measured(path, arguments)}
+    return {"name": "yaqa", "texts": _measured(path, arguments)}
 
 
 def _measured(path: Path, arguments: argparse.Namespace) -> list[Fidelity]:
@@ -106,7 +107,7 @@ def _trained(arguments: argparse.Namespace, mode: Any, seed: int) -> Row:
         rates=Rates.given(places=arguments.rate, scales=arguments.scale_rate),
         again=False,
         recipe=arguments.recipe,
-        start=arguments.folder / "gptq.gguf",
+        start=arguments.folder / "yaqa.gguf",
         seed=seed,
         threads=arguments.threads,
     )
@@ -125,11 +126,11 @@ def _trained(arguments: argparse.Namespace, mode: Any, seed: int) -> Row:
 
 
 def _show(rows: Sequence[Row]) -> None:
-    rtn, gptq = (_numbers(row) for row in rows[:2])
+    rtn, best = (_numbers(row) for row in rows[:2])
     for row in rows:
         parts: list[str] = []
         for name, (kl, lost) in _numbers(row).items():
-            closed, cut = 1 - kl / gptq[name][0], 1 - lost / rtn[name][1]
+            closed, cut = 1 - kl / best[name][0], 1 - lost / rtn[name][1]
             parts.append(f"{name} {kl:.5f} ({closed:+.0%} closed) {lost:+.2%} ({cut:+.0%} cut)")
         took = f"{row['processor_seconds']:.0f} s of processors" if "seconds" in row else ""
         print(f"{row['name']:18} {' | '.join(parts)} {took}", flush=True)

@@ -63,7 +63,7 @@ def test_knowing_the_outputs_is_worth_something(name: str) -> None:
         problem_ = weight, inputs, outputs = problem(seed)
         one = gptq.solve(weight, inputs, scheme_of(name))
         both = yaqa.solve(weight, inputs, outputs, scheme_of(name))
-        assert cost(both, *problem_) < 0.9 * cost(one, *problem_)
+        assert cost(both, *problem_) < 0.95 * cost(one, *problem_)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -111,7 +111,7 @@ def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
 @click.option(
     "--start",
     type=click.Path(path_type=Path, exists=True),
-    help="A quantized MODEL to begin with, of the same recipe. [default: one is made with GPTQ]",
+    help="A quantized MODEL to begin with, of the same recipe. [default: one is made with YAQA]",
 )
 @click.option(
     "--mode",

@@ -206,7 +206,7 @@ class _Job:
         if self._asked.start is not None:
             return self._asked.start
         path = self._folder / "new" / f"start{self._target.suffix}"
-        self._written(self._material.start, path, "gptq", {})
+        self._written(self._material.start, path, "yaqa", {})
         return path
 
     def _stale_drafter(self, result: Source | Adapted) -> Iterator[str]:

@@ -25,10 +25,10 @@ from halfbyte.formats.progress import Progress
 from halfbyte.kernels.choice import choose, oracle
 from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import load
-from halfbyte.quantizer.blockwise import Blockwise
 from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
 from halfbyte.quantizer.pipeline import refuse_decoded, schemes_of
 from halfbyte.quantizer.stages import Finished, Stages
+from halfbyte.quantizer.two_sided import TwoSided
 from halfbyte.specs import LowRankSpec, Recipe, Scheme, recipe_of
 from halfbyte.training.generated import generated
 from halfbyte.training.samples import Passage, SampleReader, Samples, hashes
@@ -216,15 +216,9 @@ class Material:
         stages = Stages(
             self.folder / "start", spec=self.original.spec, schemes=self.schemes, job=job
         )
-        blockwise = Blockwise(
-            self.original,
-            self.schemes,
-            calibration,
-            stages,
-            method="gptq",
-            device=self.oracle.device,
+        TwoSided(self.original, self.schemes, calibration, stages, device=self.oracle.device).run(
+            self._progress
         )
-        blockwise.run(self._progress)
         return Finished(self.original, stages, self.schemes)
 
     def _given(self, path: Path) -> Source:
