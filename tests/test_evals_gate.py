@@ -128,7 +128,8 @@ def test_what_would_help_follows_from_how_a_model_was_made() -> None:
     assert "--recipe q4_0: embedding and head in q6_k" in told("q4_0-pure", "rtn")
     assert told("q4_0", "search").startswith("--method gptq")
     assert "--recipe q4_0" not in told("q4_0", "search")
-    assert "some like chinese" in told("q4_0", "gptq") and "--method" not in told("q4_0", "gptq")
+    assert told("q4_0", "gptq").startswith("--method yaqa")
+    assert "some like chinese" in told("q4_0", "yaqa") and "--method" not in told("q4_0", "yaqa")
     assert told("q4_0", "gptq", "q8_0").startswith("--kv bf16")
     assert told("bf16", None) == ""
     made = Making(

@@ -45,6 +45,25 @@ DIGEST = hashlib.sha256().digest_size
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """States [rows, hidden] that lie in a file. They are read, not mapped: pages of a map would be
+    this process's memory for as long as there is enough."""
+
+    path: Path
+    shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Floats:
+        hidden = self.shape[1]
+        start, stop, _ = rows.indices(len(self))
+        count, offset = (stop - start) * hidden, 4 * start * hidden
+        found = np.fromfile(self.path, np.float32, count=count, offset=offset)
+        return found.reshape(-1, hidden)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
     """What a reference makes of the scored rows of one text: its final states [rows, hidden]."""
@@ -52,11 +71,11 @@ class Baseline:
     spec: ModelSpec
     head: QTensor
     device: str
-    states: Floats
+    states: Floats | Stored
 
     def logits(self, start: int, stop: int) -> Floats:
         """Logits [stop - start, V] of some rows; the head is decoded a slice at a time."""
-        given = torch.from_numpy(np.array(self.states[start:stop])).to(self.device)
+        given = torch.from_numpy(self.states[start:stop]).to(self.device)
         logits = torch.cat([given @ part.T for part in self._slices()], dim=-1)
         softcap = self.spec.logit_softcap
         return (logits if softcap is None else softcap * torch.tanh(logits / softcap)).cpu().numpy()
@@ -96,7 +115,7 @@ class Reference:
         finally:
             self._decoder = None
 
-    def _states(self, windows: Sequence[Window], progress: Progress | None) -> Floats:
+    def _states(self, windows: Sequence[Window], progress: Progress | None) -> Floats | Stored:
         rows = sum(len(window.targets) for window in windows)
         shape = (rows, self._source.spec.hidden)
         if self._weights is None:
@@ -104,7 +123,7 @@ class Reference:
         path = _place(windows, self._weights)
         if not _is_sound(path, size := 4 * prod(shape) + DIGEST):
             _write(path, self._run(windows, progress), size=size)
-        return np.memmap(path, dtype=np.float32, mode="r", shape=shape)
+        return Stored(path, shape)
 
     def _run(self, windows: Sequence[Window], progress: Progress | None) -> Iterator[Floats]:
         if self._decoder is None:

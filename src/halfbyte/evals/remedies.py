@@ -48,6 +48,8 @@ def _of_the_file(made: Making, coarse: set[Scheme], missed: Sequence[Check]) -> 
     if coarse and made.method in ("rtn", "search", None):
         yield "--method gptq --calib FILE: rounding that knows the activations, in no more bytes"
     elif coarse:
+        if made.method in ("gptq", "awq", "signround"):
+            yield "--method yaqa: rounding for what the whole model says, in no more bytes"
         names = ", ".join(dict.fromkeys(miss.text for miss in missed))
         yield f"more calibration text, and some like {names} (but never the text measured on)"
     head = made.schemes[made.spec.head_name]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfbyte.evals.reference import Baseline, Reference
+from halfbyte.evals.reference import Baseline, Floats, Reference
 from halfbyte.evals.texts import Window
 from halfbyte.formats.progress import Progress
 from halfbyte.training.divergence import Logits
@@ -36,13 +36,13 @@ class Teacher:
     """The predictions for some windows of `length` rows."""
 
     def __init__(self, baseline: Baseline, length: int) -> None:
-        self._states = baseline.states.reshape(-1, length, baseline.spec.hidden)
+        self._states, self._length = baseline.states, length
         self._head = StoredHead(baseline.head, baseline.device)
         self._device, self._softcap = baseline.device, baseline.spec.logit_softcap
 
     def of(self, index: Sequence[int]) -> Logits:
         """The logits of the rows of some windows, one after the other."""
-        states = torch.from_numpy(np.concatenate([self._states[i] for i in index]))
+        states = torch.from_numpy(np.concatenate([self._window(i) for i in index]))
         states = states.to(self._device)
 
         def logits(start: int, stop: int) -> Tensor:
@@ -52,3 +52,6 @@ class Teacher:
             return z.div_(self._softcap).tanh_().mul_(self._softcap)
 
         return logits
+
+    def _window(self, index: int) -> Floats:
+        return self._states[index * self._length : (index + 1) * self._length]
