@@ -68,14 +68,16 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["gptq", "yaqa"])
 def test_ten_kills_end_in_the_same_bytes(
-    stories260k: Path, shared_data: Path, tmp_path: Path
+    method: str, stories260k: Path, shared_data: Path, tmp_path: Path
 ) -> None:
     text = shared_data / "calibration" / "c4.utf8"
 
     def start(target: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "halfbyte", "quantize", stories260k, "-o", target]
-        command += ["--calib", text, "--samples", "24", "--window", "256", "--threads", "1"]
+        command += ["--method", method, "--calib", text, "--samples", "24", "--window", "256"]
+        command += ["--threads", "1"]
         return subprocess.Popen(
             [str(part) for part in command], env=environment(), stderr=subprocess.DEVNULL
         )
