@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from oracle import CONFIGS, oracle, source_of
 from sabotage import FAULTS, TEXT_FAULTS, Fault, measured, planted, sound, stored
 from torch import Tensor
 
-from halfbyte.errors import IntegrityError
+from halfbyte.errors import IntegrityError, UnsupportedError
 from halfbyte.evals.diagnose import diagnose, differences
 from halfbyte.evals.gate import default_gate, misses
 from halfbyte.evals.positions import profile
-from halfbyte.evals.weights import weight_faults
+from halfbyte.evals.weights import ROUNDING, weight_faults
 from halfbyte.formats.checkpoint import Source
 from halfbyte.kernels.reference import ReferenceOps
+from halfbyte.numerics.codec import decode, encode
+from halfbyte.specs import SCHEMES
 from halfbyte.specs.differences import spec_differences
 from halfbyte.text.assets import TextAssets, assets_from_directory
 from halfbyte.text.chat import Chat
@@ -48,6 +52,17 @@ def test_a_sound_model_passes_and_nothing_is_blamed(model: str, recipe: str) -> 
     found = measured(source, model, ReferenceOps(activations="q8_0", exact_rows=False), 1)
     assert misses(default_gate(source.spec, source.schemes), [found]) == []
     assert differences(source, sound(model)) == weight_faults(source, sound(model)) == []
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+def test_how_far_rounding_reaches_is_known_of_every_scheme(name: str) -> None:
+    """And is that of what we can write, to a tenth."""
+    weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    reach = ROUNDING[name]
+    with suppress(UnsupportedError):
+        error = decode(encode(weight, SCHEMES[name])) - weight
+        distance = float(error.norm() / weight.norm())
+        assert distance <= reach and (distance > 0.75 * reach or reach < 1e-2)
 
 
 def test_a_model_too_small_for_four_bits_blames_the_rounding() -> None:

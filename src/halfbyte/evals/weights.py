@@ -36,7 +36,15 @@ ROUNDING = {
     "iq4_xs": 0.08,
     "q3_k": 0.17,
     "q2_k": 0.3,
-}
+    "nf4": 0.1,
+    "int8": 0.01,
+} | {
+    f"{kind}-g{group}{scale}": distance
+    for kind, group, distance in (
+        ("int4", 32, 0.1), ("int4", 128, 0.12), ("uint4", 32, 0.09), ("uint4", 128, 0.11)
+    )
+    for scale in ("", "-f16")
+}  # fmt: skip
 MARGIN = 3.0
 FLOOR = 0.01  # nearer than that is near in every scheme
 # Schemes of blocks [scale(s), 16 bytes of two nibbles]: where the nibbles begin.
