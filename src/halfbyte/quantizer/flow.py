@@ -75,7 +75,7 @@ class Flow:
         tokens = sum(len(window) for window in windows)
         per_layer = 0 if spec.per_layer is None else len(spec.layers) * spec.per_layer.width
         widest = max(max(layer.mlp.width, layer.attention.query_width) for layer in spec.layers)
-        states = spec.hidden * (1 + every_layer * len(spec.layers))
+        states = spec.hidden * (1 + every_layer * (len(spec.layers) + 1))  # and gradients
         spills = 4 * tokens * (states + per_layer + widest) > in_memory
         self._folder = folder if spills else None
         count = at_once or max(1, BATCH_TOKENS // max(map(len, windows)))

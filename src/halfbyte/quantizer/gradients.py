@@ -78,7 +78,7 @@ class Walk:
             block = self._block(index)
             for number, batch in enumerate(self._flow.batches):
                 batch.x = self._before[index][number]
-                gradients[number] = self._back(block, batch, gradients[number], visitor)
+                gradients[number].copy_(self._back(block, batch, gradients[number], visitor))
                 _check(block, gradients[number])
             visitor.left(block)
         for batch, gradient in zip(self._flow.batches, gradients, strict=True):
@@ -101,14 +101,15 @@ class Walk:
         return block
 
     def _top(self, visitor: Visitor) -> list[Tensor]:
-        """The gradients at the states that the last layer gives, by batch, in main memory."""
+        """The gradients at the states that the last layer gives, by batch."""
         stored = self._decoder.weights.head.stored
         head = Weight(stored, decode(stored, device=self._ops.device))
         decoder = Decoder(self._source.spec, replace(self._decoder.weights, head=head), self._ops)
-        return [
-            torch.cat([self._drawn(decoder, x, visitor) for x in self._pieces(batch)])
-            for batch in self._flow.batches
-        ]
+        found = [self._flow.allocate(batch.x.shape) for batch in self._flow.batches]
+        for batch, gradients in zip(self._flow.batches, found, strict=True):
+            pieces = [self._drawn(decoder, x, visitor) for x in self._pieces(batch)]
+            torch.cat(pieces, out=gradients)
+        return found
 
     def _pieces(self, batch: Batch) -> Iterator[Tensor]:
         """The states of a batch, as many at once as have room for their logits."""

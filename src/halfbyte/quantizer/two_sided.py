@@ -11,12 +11,13 @@ A weight with more than `TALL` times as many outputs as inputs (gate and up, mos
 the second moment of its inputs alone: the other side would cost most of the time, and was measured
 to bring nothing.
 
-What it is not: it sees the states of the original, not those that the quantized layers before give
-(`blockwise.py` does); for the layers measured that made no difference. Memory on the device: one
-layer, a few times the activations of a batch, and both moments of the layer's weights. Beside it
-the states of all windows before every layer, in main memory or on the disk.
-Sources: Tseng et al. 2025 (YAQA, the walk's moments as its one-sided start); Kim et al. 2025
-(GuidedQuant, tokens weighted by their gradients).
+What it is not: it sees the states of the original, not those that what is quantized before gives
+(`blockwise.py` does). Memory on the device: one layer, a few times the activations of a batch, and
+both moments of the layer's weights. Beside it the states of all windows before every layer, and
+their gradients, in main memory or on the disk.
+Sources: Tseng et al. 2025, "Model-preserving adaptive rounding" (arXiv 2505.22988; the first step
+of its power iteration); Kim et al. 2025, "GuidedQuant" (arXiv 2505.07004; tokens count by their
+gradients).
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ w_i + sum_p<i B_pi e_p. The most important rows go first, `ROWS` at once, as if 
 nothing of each other. Sweeps of `descent` follow, each row around what all others leave of it; a
 few rows whose sweep made the whole worse keep what they had.
 
-Time: about N K (N + K) multiplications for the start and for each sweep. Sources: Tseng et al.
-2025 (YAQA: the rounding, and why the divergence); the sweeps, which refit the scales, are ours.
+Time: about N K (N + K) multiplications for the start and for each sweep. Source: Tseng et al.
+2025, "Model-preserving adaptive rounding" (arXiv 2505.22988); the sweeps, which refit the scales,
+are ours.
 """
 
 from __future__ import annotations
