@@ -62,13 +62,16 @@ class Looking:
         assert torch.allclose(probabilities.sum(-1), torch.ones(len(states)))
 
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
-        self.inner = [*((p.input, g) for p, g in zip(passed, gradients, strict=True)), *self.inner]
+        self.inner = [
+            *((p.input, g.clone()) for p, g in zip(passed, gradients, strict=True)),
+            *self.inner,
+        ]
 
     def left(self, block: Block) -> None:
         self.order.append(block.index)
 
     def entered(self, rows: Rows, gradient: Tensor) -> None:
-        self.gradient = gradient
+        self.gradient = gradient.clone()
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3-softcap", "gemma4-experts", "gemma4-unified"])

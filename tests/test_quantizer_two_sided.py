@@ -70,7 +70,7 @@ class Looking:
         names = {id(weight): name for name, weight in block.tensors.items()}
         for product, gradient in zip(passed, gradients, strict=True):
             key = names[id(product.weight)], product.expert
-            self.seen[key] = product.input.detach(), gradient
+            self.seen[key] = product.input.detach(), gradient.clone()
 
     def left(self, block: Block) -> None:
         pass

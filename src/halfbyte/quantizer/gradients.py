@@ -36,7 +36,10 @@ LOGITS = 1 << 24  # logits that exist at once: 64 MiB of f32, and a few times th
 
 
 class Visitor(Protocol):
-    """Who looks on during a walk. Rows are tokens; everything is f32, on the device."""
+    """Who looks on during a walk. Rows are tokens; everything is f32, on the device.
+
+    What is shown must be copied to be kept: its place is used again.
+    """
 
     def top(self, states: Tensor, probabilities: Tensor) -> None:
         """Final states [R, H], normed, and what the model predicts of them [R, V]."""
