@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,15 @@ from halfbyte.quantizer.methods import solve
 from halfbyte.quantizer.moment import STRIPE, SecondMoment
 from halfbyte.quantizer.observed import ObservedOps
 from halfbyte.quantizer.stages import Finished, Stages
+from halfbyte.quantizer.two_sided import TwoSided
 from halfbyte.specs import Recipe, Scheme, SolveMethod, recipe_of
 
 SAMPLES, WINDOW = 6, 48
+# Of a model of two layers, the parts before the last: forward, and back.
+ORDERS: dict[SolveMethod, Sequence[str]] = {
+    "gptq": ("embed", "layers.0", "layers.1"),
+    "yaqa": ("layers.1", "layers.0"),
+}
 FOUR_BITS = Recipe(name="four", rules=(("*", "q4_0"),))
 
 
@@ -53,7 +59,11 @@ def quantized(
 ) -> Finished:
     schemes = {t.name: recipe.scheme_for(t.name, t.shape) for t in original.spec.tensors()}
     stages = Stages(folder, spec=original.spec, schemes=schemes, job={"method": method})
-    job = Blockwise(original, schemes, calibration(), stages, method=method, in_memory=in_memory)
+    job = (
+        TwoSided(original, schemes, calibration(), stages, in_memory=in_memory)
+        if method == "yaqa"
+        else Blockwise(original, schemes, calibration(), stages, method=method, in_memory=in_memory)
+    )
     job.run(progress)
     return Finished(original, stages, schemes)
 
@@ -163,10 +173,11 @@ def test_everything_is_stored_as_the_recipe_says(tmp_path: Path) -> None:
         assert error < (0.12 if q.scheme.block > 1 else 2**-11), name
 
 
-def test_states_on_the_disk_give_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ORDERS)
+def test_states_on_the_disk_give_the_same_bytes(method: SolveMethod, tmp_path: Path) -> None:
     original = source("gemma4-per-layer")
-    inside = stored(quantized(original, tmp_path / "a"))
-    outside = stored(quantized(original, tmp_path / "b", in_memory=0))
+    inside = stored(quantized(original, tmp_path / "a", method=method))
+    outside = stored(quantized(original, tmp_path / "b", method=method, in_memory=0))
     assert inside == outside
 
 
@@ -174,11 +185,14 @@ class Killed(BaseException):
     """Nothing catches it."""
 
 
-def test_a_stopped_job_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ORDERS)
+def test_a_stopped_job_goes_on_and_ends_in_the_same_bytes(
+    method: SolveMethod, tmp_path: Path
+) -> None:
     """Stopped after every single part, it is finished in the end, and each part was made once."""
     original = source("llama-odd-width")
-    whole = stored(quantized(original, tmp_path / "whole"))
-    parts = [tmp_path / "work" / f"{part}.npz" for part in ("embed", "layers.0", "layers.1")]
+    whole = stored(quantized(original, tmp_path / "whole", method=method))
+    parts = [tmp_path / "work" / f"{part}.npz" for part in ORDERS[method]]
 
     def kill(done: int, total: int) -> None:
         if sum(part.exists() for part in parts) > len(made):
@@ -187,10 +201,10 @@ def test_a_stopped_job_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> Non
     made: dict[Path, int] = {}
     for part in parts:
         with pytest.raises(Killed):
-            quantized(original, tmp_path / "work", progress=kill)
+            quantized(original, tmp_path / "work", method=method, progress=kill)
         assert all(known.stat().st_mtime_ns == when for known, when in made.items())
         made[part] = part.stat().st_mtime_ns
-    assert stored(quantized(original, tmp_path / "work")) == whole
+    assert stored(quantized(original, tmp_path / "work", method=method)) == whole
 
 
 def test_another_job_does_not_take_up_the_folder(tmp_path: Path) -> None:
@@ -201,30 +215,36 @@ def test_another_job_does_not_take_up_the_folder(tmp_path: Path) -> None:
     )
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ORDERS)
+def test_a_full_disk_loses_nothing(
+    method: SolveMethod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = source("llama")
-    whole = stored(quantized(original, tmp_path / "whole"))
+    whole = stored(quantized(original, tmp_path / "whole", method=method))
     write, writes = np.savez, iter(range(9))
 
     def full(file: object, **arrays: np.ndarray) -> None:
-        if next(writes) == 2:
+        if next(writes) == len(ORDERS[method]) - 1:
             raise OSError(28, "No space left on device")
         write(file, **arrays)  # type: ignore[arg-type]
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(DoesNotFitError, match="disk became full"):
-        quantized(original, tmp_path / "work")
+        quantized(original, tmp_path / "work", method=method)
     found = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert found == ["embed.npz", "job.json", "layers.0.npz"]
-    assert stored(quantized(original, tmp_path / "work")) == whole
+    assert found == sorted([*(f"{part}.npz" for part in ORDERS[method][:-1]), "job.json"])
+    assert stored(quantized(original, tmp_path / "work", method=method)) == whole
 
 
-def test_activations_that_are_not_numbers_name_the_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ORDERS)
+def test_activations_that_are_not_numbers_name_the_layer(
+    method: SolveMethod, tmp_path: Path
+) -> None:
     original = source("llama")
     original.weights["layers.1.mlp.up.weight"].mul_(1e20)
     original.weights["layers.1.mlp.gate.weight"].mul_(1e20)
     with pytest.raises(IntegrityError, match=r"layers\.1: activations are NaN"):
-        quantized(original, tmp_path / "work")
+        quantized(original, tmp_path / "work", method=method)
 
 
 def test_a_hessian_that_is_no_number_names_the_tensor(
