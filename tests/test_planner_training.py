@@ -325,10 +325,26 @@ def test_the_command_line_plans_a_training(halfbyte: Halfbyte, folder: Path) -> 
     assert "mixed_precision" in emitted.read_text(encoding="utf-8")
 
 
+def test_an_adapter_of_some_linears_is_smaller(halfbyte: Halfbyte, folder: Path) -> None:
+    def trained(*targets: str) -> int:
+        wanted = [part for target in targets for part in ("--target", target)]
+        done = halfbyte("plan", folder, "--train", "adapter", *wanted, "--json")
+        costs = {cost["component"]: cost["bytes"] for cost in done.document["costs"]}
+        return costs["weights.trained"]
+
+    model = spec("qwen3-8b")
+    rows = sum(t.shape[0] + t.shape[1] for t in model.tensors() if ".attn.q.weight" in t.name)
+    one, two = trained("q_proj"), trained("q_proj", "down_proj")
+    assert one % (16 * rows) == 0 and one < two < trained()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("--gpus", "2"),
+        ("--target", "q_proj"),
+        ("--train", "scales", "--target", "q_proj"),
+        ("--train", "adapter", "--target", "nothing"),
         ("--train", "full", "--kv", "q8_0"),
         ("--train", "scales", "--gpus", "2"),
         ("--train", "full", "--seq", "1m"),

@@ -206,8 +206,8 @@ SAMPLING = _all(
 
 # Of `plan`, beside --train.
 OF_TRAINING = (
-    "batch", "seq", "precision", "optimizer", "checkpointing", "loss_rows", "rank", "tokens",
-    "gpus", "zero", "offload",
+    "batch", "seq", "precision", "optimizer", "checkpointing", "loss_rows", "rank", "targets",
+    "tokens", "gpus", "zero", "offload",
 )  # fmt: skip
 TRAINING = _all(
     click.option(
@@ -233,6 +233,13 @@ TRAINING = _all(
     ),
     click.option("--loss-rows", type=click.IntRange(min=1), help="Logits of so many at a time."),
     click.option("--rank", type=click.IntRange(min=1), default=16, help="Of low-rank updates."),
+    click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="NAME",
+        help="What an adapter changes: q_proj, down_proj, ... [default: every linear]",
+    ),
     click.option("--tokens", type=length, default=None, help="Whose states lie ready: 1m."),
     click.option("--gpus", type=click.IntRange(min=1), default=1),
     click.option("--zero", type=click.IntRange(0, 3), default=0, help="ZeRO's stage."),

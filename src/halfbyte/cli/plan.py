@@ -69,6 +69,7 @@ def command(
     checkpointing: bool,
     loss_rows: int | None,
     rank: int,
+    targets: tuple[str, ...],
     tokens: int | None,
     gpus: int,
     zero: int,
@@ -103,6 +104,7 @@ def command(
             checkpointing=checkpointing,
             loss_rows=loss_rows,
             rank=rank,
+            targets=targets,
             recipe=recipe or "q4_0",
             tokens=tokens or 0,
             gpus=gpus,
@@ -152,13 +154,14 @@ def refuse_strangers(ctx: click.Context, *, training: bool) -> None:
     for name in ctx.params:
         if not flags.was_given(ctx, name):
             continue
-        flag = "--lora" if name == "loras" else "--" + name.replace("_", "-")
+        flag = NAMED.get(name, "--" + name.replace("_", "-"))
         if name in flags.OF_TRAINING and not training:
             raise click.UsageError(f"{flag} is a part of a training: add --train")
         if name in OF_RUNNING and training:
             raise click.UsageError(f"{flag} says how a model is run, and not how it is trained")
 
 
+NAMED = {"loras": "--lora", "targets": "--target"}
 OF_RUNNING = ("context", "kv", "sequences", "draft", "drafter", "loras", "card_layers")
 
 

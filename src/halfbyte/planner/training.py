@@ -103,6 +103,10 @@ class Training:
             raise InvalidInputError(
                 f"{self.mode} trains on one device", hint="leave out --gpus, --zero and --offload"
             )
+        if self.targets and self.mode != "adapter":
+            raise InvalidInputError(
+                f"{self.mode} changes every linear", where="--target", hint="--train adapter"
+            )
         if self.mode == "qlora" and self.zero == 3:
             raise InvalidInputError(
                 "ZeRO 3 does not divide packed weights", hint="--zero 2, or --train lora"

@@ -141,7 +141,7 @@ def other_ways(model: Model, training: Training) -> Iterable[Training]:
         offload = (
             "none" if not zero or (training.offload == "nvme" and zero < 3) else training.offload
         )
-        yield replace(training, mode=mode, zero=zero, offload=offload)
+        yield replace(training, mode=mode, targets=(), zero=zero, offload=offload)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
