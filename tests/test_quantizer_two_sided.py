@@ -5,47 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from oracle import CONFIGS, MemorySource, oracle, source_of
+from test_quantizer_blockwise import calibration, quantized, source
 
 from halfbyte.kernels.contract import Rows
 from halfbyte.numerics.codec import decode
 from halfbyte.quantizer import tables
 from halfbyte.quantizer.block import BORROWED, Block
-from halfbyte.quantizer.calibrate import Calibration, Sampling
 from halfbyte.quantizer.flow import Flow
 from halfbyte.quantizer.gradients import Walk
 from halfbyte.quantizer.methods import solve
 from halfbyte.quantizer.observed import ObservedOps, Passed
-from halfbyte.quantizer.stages import Finished, Stages
-from halfbyte.quantizer.two_sided import TALL, TwoSided
-from halfbyte.specs import Recipe, recipe_of
-
-SAMPLES, WINDOW = 6, 48
-FOUR_BITS = Recipe(name="four", rules=(("*", "q4_0"),))
-
-
-def calibration() -> Calibration:
-    ids = np.random.default_rng(3).integers(0, 128, (SAMPLES, WINDOW)).tolist()
-    return Calibration(windows=ids, files={}, sampling=Sampling(samples=SAMPLES, window=WINDOW))
-
-
-def source(name: str) -> MemorySource:
-    return source_of(oracle(CONFIGS[name]), CONFIGS[name])
-
-
-def quantized(
-    original: MemorySource,
-    folder: Path,
-    *,
-    recipe: Recipe = FOUR_BITS,
-) -> Finished:
-    schemes = {t.name: recipe.scheme_for(t.name, t.shape) for t in original.spec.tensors()}
-    stages = Stages(folder, spec=original.spec, schemes=schemes, job={"method": "yaqa"})
-    TwoSided(original, schemes, calibration(), stages).run()
-    return Finished(original, stages, schemes)
+from halfbyte.quantizer.two_sided import TALL
+from halfbyte.specs import recipe_of
 
 
 class Looking:
@@ -84,7 +57,7 @@ def test_both_sides_of_every_weight(
 
     monkeypatch.setattr(tables, "solve", listen)
     original = source(name)
-    made = quantized(original, tmp_path / "work")
+    made = quantized(original, tmp_path / "work", method="yaqa")
     looking, flow = Looking(), Flow(original.spec, calibration().windows, tmp_path)
     Walk(original, ObservedOps(), flow, seed=0).run(looking)
     names = {name for name, _ in looking.seen if name in asked}  # routers stay in f32
@@ -115,7 +88,7 @@ def test_both_sides_of_every_weight(
 
 def test_everything_is_stored_as_the_recipe_says(tmp_path: Path) -> None:
     original, recipe = source("gemma4-everything"), recipe_of("q4_0")
-    made = quantized(original, tmp_path / "work", recipe=recipe)
+    made = quantized(original, tmp_path / "work", recipe=recipe, method="yaqa")
     for name, q in made.tensors():
         assert q.scheme == recipe.scheme_for(name, q.shape)
         kept = original.weights[name]
