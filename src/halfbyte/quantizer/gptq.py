@@ -10,7 +10,8 @@ is GPTQ's inverse factor in another form, without an inverse. Two sweeps of `des
 refit the scales, too. A row that came out worse than the search's keeps the search's.
 
 Time: K^3 / 3 + 3.5 N K^2 multiplications; memory beside the result: K^2, and a few copies of
-`ROWS` rows. Sources: Frantar et al. 2022 (GPTQ); Chee et al. 2023 (QuIP: the same, as LDLQ).
+`ROWS` rows, or `WEIGHTS` weights if that is more. Sources: Frantar et al. 2022 (GPTQ); Chee et al.
+2023 (QuIP: the same, as LDLQ).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from halfbyte.quantizer.curvature import check, factored
 from halfbyte.quantizer.descent import Descent
 from halfbyte.specs import Scheme
 
-ROWS = 2048  # rows at once; they know nothing of each other
+# Rows at once, and weights if that is more; rows know nothing of each other.
+ROWS, WEIGHTS = 2048, 1 << 23
 SWEEPS = 2
 
 
@@ -53,7 +55,7 @@ def solve(
         order = hessian.diagonal().argsort(descending=True, stable=True)
     regular, carry = factored(hessian, order, damping)
     chosen: list[tuple[Tensor, Scales]] = []
-    for rows in weight.detach().float().split(ROWS):
+    for rows in weight.detach().float().split(max(ROWS, WEIGHTS // width)):
         plain = choose_scales(rows, scheme, regular.diagonal())
         columns, scales = rows.t().contiguous(), plain.each(transposed)
         integers = round_all(columns, scales, carry, order)

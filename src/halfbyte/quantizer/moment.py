@@ -7,13 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-STRIPE = 512  # columns of which what lies left of the diagonal is not computed
+STRIPE = 256  # columns that are summed up whole; of more, what lies left of the diagonal is not
 
 
 class SecondMoment:
     """The mean of x x^T [K, K] over rows x [K] that come in batches; f32, on their device.
 
-    It is symmetric: half of it is summed up, in stripes.
+    It is symmetric: half of it is summed up. What lies right of the diagonal is a square and twice
+    the same of half the size, and large squares are what products are fast at.
     """
 
     def __init__(self, width: int, device: str) -> None:
@@ -24,10 +25,21 @@ class SecondMoment:
         """Rows [R, K]; with `weights` [R], not negative, the mean is of their products."""
         if weights is not None:
             x = x * weights.sqrt()[:, None]
-        for start in range(0, len(self._upper), STRIPE):
-            columns = slice(start, start + STRIPE)
-            self._upper[columns, start:].addmm_(x[:, columns].T, x[:, start:])
+        self._sum_up(x, 0, len(self._upper))
         self.rows += len(x)
+
+    def _sum_up(self, x: Tensor, start: int, stop: int) -> None:
+        """Adds the products of the columns from `start` to `stop` with each other."""
+        if stop - start <= STRIPE:
+            self._sum_block(x, slice(start, stop), slice(start, stop))
+            return
+        middle = start + (stop - start + STRIPE) // (2 * STRIPE) * STRIPE
+        self._sum_block(x, slice(start, middle), slice(middle, stop))
+        self._sum_up(x, start, middle)
+        self._sum_up(x, middle, stop)
+
+    def _sum_block(self, x: Tensor, rows: slice, columns: slice) -> None:
+        self._upper[rows, columns].addmm_(x[:, rows].T, x[:, columns])
 
     @property
     def total(self) -> Tensor:
