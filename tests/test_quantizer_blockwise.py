@@ -11,30 +11,30 @@ import torch
 from oracle import CONFIGS, MemorySource, oracle, source_of
 
 from halfbyte.errors import DoesNotFitError, IntegrityError, InvalidInputError
+from halfbyte.formats.checkpoint import Source
 from halfbyte.kernels.contract import Rows, Span
 from halfbyte.kernels.reference import ReferenceOps
 from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.models.load import load
 from halfbyte.numerics.codec import decode
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.quantizer import tables
+from halfbyte.quantizer import calibrated, quantization
 from halfbyte.quantizer.block import BORROWED
-from halfbyte.quantizer.blockwise import Blockwise
 from halfbyte.quantizer.calibrate import Calibration, Sampling
 from halfbyte.quantizer.curvature import damped
 from halfbyte.quantizer.ends import DAMPING
 from halfbyte.quantizer.methods import solve
 from halfbyte.quantizer.moment import STRIPE, SecondMoment
 from halfbyte.quantizer.observed import ObservedOps
-from halfbyte.quantizer.stages import Finished, Stages
-from halfbyte.quantizer.two_sided import TwoSided
+from halfbyte.quantizer.quantization import Quantization
+from halfbyte.quantizer.stages import Stages
 from halfbyte.specs import Recipe, Scheme, SolveMethod, recipe_of
 
 SAMPLES, WINDOW = 6, 48
 # Of a model of two layers, the parts before the last: forward, and back.
 ORDERS: dict[SolveMethod, Sequence[str]] = {
     "gptq": ("embed", "layers.0", "layers.1"),
-    "yaqa": ("layers.1", "layers.0"),
+    "yaqa": ("embed", "layers.1", "layers.0"),
 }
 FOUR_BITS = Recipe(name="four", rules=(("*", "q4_0"),))
 
@@ -56,19 +56,20 @@ def quantized(
     method: SolveMethod = "gptq",
     in_memory: int = 1 << 30,
     progress: Callable[[int, int], None] | None = None,
-) -> Finished:
+) -> Source:
     schemes = {t.name: recipe.scheme_for(t.name, t.shape) for t in original.spec.tensors()}
-    stages = Stages(folder, spec=original.spec, schemes=schemes, job={"method": method})
-    job = (
-        TwoSided(original, schemes, calibration(), stages, in_memory=in_memory)
-        if method == "yaqa"
-        else Blockwise(original, schemes, calibration(), stages, method=method, in_memory=in_memory)
+    asked = Quantization(
+        source=original,
+        schemes=schemes,
+        method=method,
+        calibration=calibration(),
+        stages=Stages(folder, spec=original.spec, schemes=schemes, job={"method": method}),
+        in_memory=in_memory,
     )
-    job.run(progress)
-    return Finished(original, stages, schemes)
+    return calibrated.quantized(asked, progress)
 
 
-def stored(made: Finished) -> dict[str, bytes]:
+def stored(made: Source) -> dict[str, bytes]:
     return {name: q.data.tobytes() for name, q in made.tensors()}
 
 
@@ -98,7 +99,7 @@ def test_every_weight_is_solved_for_the_inputs_it_will_have(
         asked.setdefault(name, []).append(hessian)
         return solve(name, weight, hessian, *rest, **more)
 
-    monkeypatch.setattr(tables, "solve", listen)
+    monkeypatch.setattr(quantization, "solve", listen)
     made = quantized(source(name), tmp_path / "work")
     ops = Listening()
     decoder = load(made, ops)
@@ -253,7 +254,7 @@ def test_a_hessian_that_is_no_number_names_the_tensor(
     def broken(name, weight, hessian, *rest, **more):  # type: ignore[no-untyped-def]
         return solve(name, weight, hessian * float("nan"), *rest, **more)
 
-    monkeypatch.setattr(tables, "solve", broken)
+    monkeypatch.setattr(quantization, "solve", broken)
     with pytest.raises(InvalidInputError, match=r"embed\.weight: .*Hessian"):
         quantized(source("llama"), tmp_path / "work")
 

@@ -18,8 +18,9 @@ PEAK = """
 import sys, tempfile, threading, time, torch
 from pathlib import Path
 from halfbyte.formats.checkpoint import read
-from halfbyte.quantizer.blockwise import Blockwise
 from halfbyte.quantizer.calibrate import Calibration, Sampling
+from halfbyte.quantizer.calibrated import quantized
+from halfbyte.quantizer.quantization import Quantization
 from halfbyte.quantizer.stages import Stages
 from halfbyte.specs import recipe_of
 
@@ -39,9 +40,11 @@ windows = torch.randint(0, 128, (8, 64), generator=torch.Generator().manual_seed
 calibration = Calibration(windows=windows, files={}, sampling=Sampling(samples=8, window=64))
 with tempfile.TemporaryDirectory() as folder:
     stages = Stages(Path(folder) / "work", spec=source.spec, schemes=schemes, job={})
-    job = Blockwise(source, schemes, calibration, stages, method="gptq")
+    asked = Quantization(
+        source=source, schemes=schemes, method="gptq", calibration=calibration, stages=stages
+    )
     threading.Thread(target=watch, daemon=True).start()
-    job.run()
+    quantized(asked)
 print(max(sizes))
 """
 

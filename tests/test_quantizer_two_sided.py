@@ -9,14 +9,16 @@ import pytest
 import torch
 from test_quantizer_blockwise import calibration, quantized, source
 
+from halfbyte.formats.checkpoint import Replaced
 from halfbyte.kernels.contract import Rows
 from halfbyte.numerics.codec import decode
-from halfbyte.quantizer import tables
+from halfbyte.quantizer import quantization
 from halfbyte.quantizer.block import BORROWED, Block
 from halfbyte.quantizer.flow import Flow
 from halfbyte.quantizer.gradients import Walk
 from halfbyte.quantizer.methods import solve
 from halfbyte.quantizer.observed import ObservedOps, Passed
+from halfbyte.quantizer.stages import stage_of
 from halfbyte.quantizer.two_sided import TALL
 from halfbyte.specs import recipe_of
 
@@ -55,11 +57,12 @@ def test_both_sides_of_every_weight(
         asked.setdefault(name, []).append((hessian, outputs))
         return solve(name, weight, hessian, *rest, outputs=outputs)
 
-    monkeypatch.setattr(tables, "solve", listen)
+    monkeypatch.setattr(quantization, "solve", listen)
     original = source(name)
     made = quantized(original, tmp_path / "work", method="yaqa")
     looking, flow = Looking(), Flow(original.spec, calibration().windows, tmp_path)
-    Walk(original, ObservedOps(), flow, seed=0).run(looking)
+    entered = {n: made.tensor(n) for n in made.schemes if stage_of(n) == "embed"}
+    Walk(Replaced(original, entered), ObservedOps(), flow, seed=0).run(looking)
     names = {name for name, _ in looking.seen if name in asked}  # routers stay in f32
     assert names >= {f"layers.{i}.mlp.down.weight" for i in range(len(original.spec.layers))}
     for name in names:

@@ -88,7 +88,10 @@ def naive(
 
 @pytest.mark.parametrize("cap", [None, 5.0])
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_divergence_in_pieces_is_the_whole(cap: float | None, shared: bool) -> None:
+@pytest.mark.parametrize("typical", [None, 0.3])
+def test_a_divergence_in_pieces_is_the_whole(
+    cap: float | None, shared: bool, typical: float | None
+) -> None:
     chance = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -99,6 +102,8 @@ def test_a_divergence_in_pieces_is_the_whole(cap: float | None, shared: bool) ->
     targets = torch.randint(0, 50, (37,), generator=chance)
     shares = torch.rand(37, generator=chance) if shared else None
     each = naive(states, head, teacher, cap)
+    if typical is not None:
+        each = typical * (1 + each / typical).log()
     if shares is not None:
         z = states @ head.t()
         log_p = (z if cap is None else cap * torch.tanh(z / cap)).log_softmax(-1)
@@ -114,6 +119,7 @@ def test_a_divergence_in_pieces_is_the_whole(cap: float | None, shared: bool) ->
         softcap=cap,
         targets=targets,
         shares=shares,
+        typical=typical,
         at_once=50 * 8,
     )
     gradients = torch.autograd.grad(found, (states, head))

@@ -108,6 +108,25 @@ class Around:
         return self._source.assets
 
 
+class Replaced(Around):
+    """A source, some of whose tensors are others."""
+
+    def __init__(self, source: Source, tensors: Mapping[str, QTensor]) -> None:
+        super().__init__(source)
+        self._others = tensors
+        self.schemes = {
+            name: tensors[name].scheme if name in tensors else scheme
+            for name, scheme in source.schemes.items()
+        }
+
+    def tensor(self, name: str) -> QTensor:
+        return self._others[name] if name in self._others else self._source.tensor(name)
+
+    def tensors(self) -> Iterator[tuple[str, QTensor]]:
+        for tensor in self.spec.tensors():
+            yield tensor.name, self.tensor(tensor.name)
+
+
 class StoredTensor(Protocol):
     """What a header says of a tensor."""
 

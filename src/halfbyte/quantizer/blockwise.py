@@ -7,12 +7,10 @@ integers (`methods.py`), and the layer goes on with the weights that will ship. 
 written to a folder beside the output (`stages.py`); after a kill the windows run through the
 finished parts again, which costs a fraction of what was done there, and the work goes on.
 
-An embedding comes first, and what it does is known last: how the model's predictions hang on it is
-found by a walk through the original and back (`gradients.py`), over some of the windows; one that
-is stored in 8 bits is searched.
+What takes tokens in comes first (`tables.py`).
 
-Memory on the device: one layer in f32, its Hessians, the activations of a batch; on the walk, the
-head. Beside it the states of all windows, in main memory or on the disk (`flow.py`).
+Memory on the device: one layer in f32, its Hessians, the activations of a batch; for an embedding
+the head. Beside it the states of all windows, in main memory or on the disk (`flow.py`).
 
 Same inputs, same bytes: nothing depends on time, on kills, or on what else the machine does.
 """
@@ -25,49 +23,32 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from halfbyte.formats.checkpoint import Source
 from halfbyte.formats.progress import Progress
 from halfbyte.numerics.codec import encode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer import awq
 from halfbyte.quantizer.block import GROUPS, HALVES, Block, Group, Half
-from halfbyte.quantizer.calibrate import Calibration
 from halfbyte.quantizer.curvature import damped
-from halfbyte.quantizer.ends import DAMPING, Ends
-from halfbyte.quantizer.flow import IN_MEMORY, Flow
+from halfbyte.quantizer.ends import DAMPING
+from halfbyte.quantizer.flow import Flow
 from halfbyte.quantizer.fold import FOLDS, Fold, fold
-from halfbyte.quantizer.gradients import Walk
 from halfbyte.quantizer.moment import SecondMoment
 from halfbyte.quantizer.observed import ObservedOps
 from halfbyte.quantizer.outer import outer
-from halfbyte.quantizer.stages import Stages, stage_of
-from halfbyte.quantizer.tables import Tables, Wanted
-from halfbyte.specs import SCHEMES, Scheme, SolveMethod
-
-WALKED = 4096  # tokens that walk back, too
+from halfbyte.quantizer.quantization import Quantization
+from halfbyte.quantizer.stages import stage_of
+from halfbyte.quantizer.tables import Tables
+from halfbyte.specs import SCHEMES
 
 
 class Blockwise:
-    """One job: a source's tensors, stored in `schemes` by a calibrated method, into `stages`."""
+    """One job: what is asked is made by a method that looks at inputs."""
 
-    def __init__(
-        self,
-        source: Source,
-        schemes: Mapping[str, Scheme],
-        calibration: Calibration,
-        stages: Stages,
-        *,
-        method: SolveMethod,
-        device: str = "cpu",
-        in_memory: int = IN_MEMORY,
-    ) -> None:
-        self._source, self._schemes, self._stages = source, schemes, stages
-        self._calibration = calibration
-        self._wanted = Wanted(source=source, schemes=schemes, method=method)
-        self._ops = ObservedOps(device)
-        self._tables = Tables(self._wanted, self._ops)
-        self._decoder = outer(source, self._ops)
-        self._in_memory = in_memory
+    def __init__(self, asked: Quantization) -> None:
+        self._asked = asked
+        self._ops = ObservedOps(asked.device)
+        self._tables = Tables(asked, self._ops)
+        self._decoder = outer(asked.source, self._ops)
 
     def run(self, progress: Progress | None = None) -> None:
         """Makes every part that is not there yet.
@@ -75,12 +56,13 @@ class Blockwise:
         Raises what the methods do, naming the tensor; `IntegrityError` for activations that are
         not numbers; `DoesNotFitError` for a full disk. What was made before stays.
         """
-        if all(map(self._stages.has, self._stages.names)):
+        source, stages = self._asked.source, self._asked.stages
+        if all(map(stages.has, stages.names)):
             return
-        flow = self._flow()
-        done, total = 0, self._source.spec.parameters
+        flow = self._asked.flow()
+        done, total = 0, source.spec.parameters
         with torch.no_grad():
-            for stage, tensors in groupby(self._source.tensors(), lambda item: stage_of(item[0])):
+            for stage, tensors in groupby(source.tensors(), lambda item: stage_of(item[0])):
                 made = self._part(stage, tensors, flow)
                 done += sum(q.num_rows * q.width for q in made.values())
                 if progress is not None:
@@ -90,23 +72,18 @@ class Blockwise:
         self, stage: str, tensors: Iterable[tuple[str, QTensor]], flow: Flow
     ) -> Mapping[str, QTensor]:
         """A part as it is stored; the windows go through it."""
-        finished = self._stages.has(stage)
-        given = dict(self._stages.load(stage) if finished else tensors)
+        stages = self._asked.stages
+        finished = stages.has(stage)
+        given = dict(stages.load(stage) if finished else tensors)
         if stage == "embed":
-            made = (
-                given
-                if finished
-                else self._tables.entry(
-                    given, self._embedding_hessian, lambda: self._flow().batches
-                )
-            )
-            flow.enter(outer(self._source, self._ops, made))
+            made = given if finished else self._tables.entry(given)
+            flow.enter(outer(self._asked.source, self._ops, made))
         elif stage == "head":
             made = given if finished else self._tables.exit(given, lambda: self._head_hessian(flow))
         else:
             made = self._layer(int(stage.split(".")[1]), given, flow, finished=finished)
         if not finished:
-            self._stages.save(stage, made)
+            stages.save(stage, made)
         return made
 
     def _layer(
@@ -114,7 +91,7 @@ class Blockwise:
     ) -> dict[str, QTensor]:
         block = Block(self._decoder, self._ops, index)
         for name, q in tensors.items():
-            block.put(name, self._wanted.given(name, q))
+            block.put(name, self._asked.given(name, q))
         for half in HALVES:
             if not finished:
                 self._solve_half(block, half, flow)
@@ -122,7 +99,7 @@ class Blockwise:
         return {name: block.tensors[name].stored for name in tensors}
 
     def _solve_half(self, block: Block, half: Half, flow: Flow) -> None:
-        for at in FOLDS if self._wanted.method == "awq" else ():
+        for at in FOLDS if self._asked.method == "awq" else ():
             if at.group.half == half and block.members(at.group):
                 self._scale_channels(block, at, flow)
         for group in GROUPS:
@@ -133,46 +110,27 @@ class Blockwise:
         """The channels that a group reads take the factors that are best for its rounding."""
         readers = block.members(at.group)
         changed = [*readers, f"{block.name}.{at.producer}.weight"]
-        if self._wanted.settled(readers[0]) or not all(
-            self._source.schemes[n].is_float for n in changed
+        if self._asked.settled(readers[0]) or not all(
+            self._asked.source.schemes[n].is_float for n in changed
         ):
             return
         hessian = block.hessians(at.group, flow, final=False)[0]
         weights = [block.dense[n] for n in readers]
-        factors = awq.channel_scales(weights, hessian, self._schemes[readers[0]])
+        factors = awq.channel_scales(weights, hessian, self._asked.schemes[readers[0]])
         for name, tensor in fold(block.dense, block.name, at, factors).items():
-            block.put(name, self._wanted.given(name, encode(tensor, SCHEMES["f32"])))
+            block.put(name, self._asked.given(name, encode(tensor, SCHEMES["f32"])))
 
     def _solve(self, block: Block, group: Group, flow: Flow) -> None:
         """A group's weights take the schemes they are stored in."""
-        unsolved = [name for name in block.members(group) if not self._wanted.settled(name)]
+        unsolved = [name for name in block.members(group) if not self._asked.settled(name)]
         if not unsolved:
             return
         hessians = block.hessians(group, flow)
         for name in unsolved:
-            block.put(name, self._wanted.solved(name, block.dense[name], hessians))
+            block.put(name, self._asked.solved(name, block.dense[name], hessians))
 
     def _head_hessian(self, flow: Flow) -> Tensor:
         """Of what the last layer gives, as it is now."""
         states = (self._decoder.leave(batch.x.to(self._ops.device)) for batch in flow.batches)
-        moment = SecondMoment.of(states, self._source.spec.hidden, self._ops.device)
+        moment = SecondMoment.of(states, self._asked.source.spec.hidden, self._ops.device)
         return damped(moment.mean, DAMPING)
-
-    def _embedding_hessian(self) -> Tensor:
-        """What an error of the embedding costs: known from a walk through the original."""
-        ends = Ends(self._source.spec, self._ops.device)
-        seed = self._calibration.sampling.seed
-        count = max(1, WALKED // max(map(len, self._calibration.windows)))
-        Walk(self._source, self._ops, self._flow(count), seed=seed).run(ends)
-        return ends.hessian
-
-    def _flow(self, count: int | None = None) -> Flow:
-        """The first `count` windows, or all."""
-        windows = self._calibration.windows[:count]
-        return Flow(
-            self._source.spec,
-            windows,
-            self._stages.folder,
-            in_memory=self._in_memory,
-            every_layer=count is not None,
-        )

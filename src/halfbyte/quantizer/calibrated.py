@@ -21,6 +21,7 @@ from halfbyte.formats.progress import Progress
 from halfbyte.quantizer.blockwise import Blockwise
 from halfbyte.quantizer.calibrate import Calibration
 from halfbyte.quantizer.pipeline import schemes_of
+from halfbyte.quantizer.quantization import Quantization
 from halfbyte.quantizer.stages import Finished, Stages
 from halfbyte.quantizer.two_sided import TwoSided
 from halfbyte.specs import Recipe, SolveMethod
@@ -57,9 +58,20 @@ def calibrated(
         "threads": torch.get_num_threads(),
     }
     stages = Stages(folder, spec=source.spec, schemes=schemes, job=job)
-    if method == "yaqa":
-        TwoSided(source, schemes, calibration, stages, device=device).run(progress)
-    else:
-        Blockwise(source, schemes, calibration, stages, method=method, device=device).run(progress)
-    yield Finished(source, stages, schemes)
+    asked = Quantization(
+        source=source,
+        schemes=schemes,
+        method=method,
+        calibration=calibration,
+        stages=stages,
+        device=device,
+    )
+    yield quantized(asked, progress)
     stages.remove()
+
+
+def quantized(asked: Quantization, progress: Progress | None = None) -> Source:
+    """The quantized source; what is made stays in its stages. Raises as `Blockwise.run` does."""
+    job = TwoSided(asked) if asked.method == "yaqa" else Blockwise(asked)
+    job.run(progress)
+    return Finished(asked.source, asked.stages, asked.schemes)

@@ -1,7 +1,9 @@
 """A model that learns to predict as its original does, end to end, on the grid that ships.
 
 The loss is KL(original || model) over the whole vocabulary, of every row that counts; for a task of
-one's own it is mixed with -log p of what should be said, in what is held out too.
+one's own it is mixed with -log p of what should be said, in what is held out too. While it learns,
+what a row counts is bounded by what was the mean on the held out before (`divergence.py`): so the
+same tokens bring it nearer.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from halfbyte.training.order import Order
 from halfbyte.training.samples import Samples
 from halfbyte.training.student import Student
 from halfbyte.training.teacher import Teacher
+
+LEAST = 1e-6  # nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Distillation:
     ) -> None:
         self._student, self._lesson, self._held = student, lesson, held
         self._order, self._at_once = order, at_once
+        self._typical = max(self._held_out(supervised=False), LEAST)
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -48,23 +53,37 @@ class Distillation:
         loss = 0.0
         for part in self._parts(index):
             share = float(self._lesson.samples.weights[part].sum()) / total
-            found = self._loss(self._lesson, part) * share
+            found = self._loss(self._lesson, part, typical=self._typical) * share
             found.backward()
             loss += float(found.detach())
         return Learned(loss=loss, tokens=len(index) * self._lesson.samples.length)
 
-    @torch.no_grad()
     def measure(self) -> float:
-        weights = self._held.samples.weights
-        parts = self._parts(range(len(weights)))
-        sums = [float(self._loss(self._held, p)) * float(weights[p].sum()) for p in parts]
+        return self._held_out()
+
+    @torch.no_grad()
+    def _held_out(self, *, supervised: bool = True) -> float:
+        """The mean loss of what is held out, or of its KL alone."""
+        held = self._held
+        weights = held.samples.weights
+        sums = [
+            float(self._loss(held, part, supervised=supervised)) * float(weights[part].sum())
+            for part in self._parts(range(len(weights)))
+        ]
         return sum(sums) / float(weights.sum())
 
-    def _loss(self, lesson: Lesson, index: list[int]) -> Tensor:
+    def _loss(
+        self,
+        lesson: Lesson,
+        index: list[int],
+        *,
+        typical: float | None = None,
+        supervised: bool = True,
+    ) -> Tensor:
         states, head = self._student.states(lesson.samples.inputs(index))
         samples, device = lesson.samples, states.device
         targets, shares = None, None
-        if samples.supervised[index].any():
+        if supervised and samples.supervised[index].any():
             targets = torch.from_numpy(samples.token_ids[index, 1:]).flatten().to(device)
             each = torch.from_numpy(samples.supervised[index])
             shares = each.repeat_interleave(samples.length).to(device)
@@ -76,6 +95,7 @@ class Distillation:
             softcap=self._student.spec.logit_softcap,
             targets=targets,
             shares=shares,
+            typical=typical,
         )
 
     def _parts(self, index: Sequence[int]) -> list[list[int]]:

@@ -3,6 +3,9 @@
 KL(teacher || student) of every row, exact, from final states and heads. The logits of a few rows
 exist at a time: their gradients are taken at once, and what is kept for the way back are those at
 the student's states and head.
+
+Few rows make most of a mean KL, and most of the noise of its gradients. For training it can be
+bounded: a row counts t log(1 + KL / t), with t a typical KL, which is its KL where that is small.
 """
 
 from __future__ import annotations
@@ -30,15 +33,17 @@ def divergence(
     softcap: float | None,
     targets: Tensor | None = None,
     shares: Tensor | None = None,
+    typical: float | None = None,
     at_once: int = AT_ONCE,
 ) -> Tensor:
     """The mean over rows of the KL(teacher || student), weighted by `weights` [R].
 
-    states [R, H] and head [V, H] f32 are the student's; a stored head has no gradient. With
-    `shares` [R] it is 1 - share of that, plus the share of -log p of `targets` [R].
+    states [R, H] and head [V, H] f32 are the student's; a stored head has no gradient. `typical`
+    bounds what a row counts. With `shares` [R] it is 1 - share of that, plus the share of -log p of
+    `targets` [R].
     """
     loss: Tensor = _Divergence.apply(  # type: ignore
-        states, head, teacher, weights, softcap, targets, shares, at_once
+        states, head, teacher, weights, softcap, targets, shares, typical, at_once
     )
     return loss
 
@@ -54,6 +59,7 @@ class _Divergence(torch.autograd.Function):
         softcap: float | None,
         targets: Tensor | None,
         shares: Tensor | None,
+        typical: float | None,
         at_once: int,
     ) -> Tensor:
         at_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
@@ -73,16 +79,21 @@ class _Divergence(torch.autograd.Function):
             del own
             known = teacher(rows.start, rows.stop).log_softmax(-1)
             wanted = known.exp()
-            each = known.sub_(log_p).mul_(wanted).sum(-1)
+            each = known.sub_(log_p).mul_(wanted).sum(-1, keepdim=True)
+            each, slope = _bounded(each, typical)
+            right, own_share = None, None
             if shares is not None and targets is not None:
                 right, own_share = targets[rows, None], shares[rows, None]
-                surprise = log_p.gather(1, right).neg_()
-                each = torch.lerp(each[:, None], surprise, own_share)[:, 0]
-                wanted.mul_(1 - own_share).scatter_add_(1, right, own_share)
-            loss += (each.double() * share[rows]).sum()
+                each = torch.lerp(each, log_p.gather(1, right).neg_(), own_share)
+                slope = slope * (1 - own_share)
+            loss += (each[:, 0].double() * share[rows]).sum()
             if at_states is None:
                 continue
-            at_z = log_p.exp_().sub_(wanted).mul_(share[rows, None])
+            p = log_p.exp_()
+            at_z = wanted.neg_().add_(p).mul_(slope)
+            if right is not None and own_share is not None:
+                at_z.addcmul_(p, own_share).scatter_add_(1, right, -own_share)
+            at_z.mul_(share[rows, None])
             if bent is not None:
                 at_z.addcmul_(at_z, bent.square_(), value=-1)
             at_states[rows] = at_z @ head if trained else head.back(at_z)
@@ -96,4 +107,12 @@ class _Divergence(torch.autograd.Function):
         at_states, at_head = (
             None if found is None else found.mul_(gradients[0]) for found in ctx.saved_tensors
         )
-        return at_states, at_head, *(None,) * 6
+        return at_states, at_head, *(None,) * 7
+
+
+def _bounded(each: Tensor, typical: float | None) -> tuple[Tensor, Tensor]:
+    """What KLs [R, 1] count, and the slope of that."""
+    if typical is None:
+        return each, torch.ones_like(each)
+    sizes = (each / typical).clamp_(min=0)
+    return typical * sizes.log1p(), 1 / (1 + sizes)

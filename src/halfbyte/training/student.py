@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from halfbyte.formats.checkpoint import Around, Source
 from halfbyte.kernels.contract import Rows, Span
 from halfbyte.kernels.reference.kv import ScratchKV
 from halfbyte.kernels.reference.ops import Weight
@@ -22,7 +21,7 @@ from halfbyte.models.decoder import Decoder, Weights
 from halfbyte.models.load import NO_UPDATES, Updates, layer_weights, per_layer_weights
 from halfbyte.numerics.codec import decode, encode
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.specs import SCHEMES, ModelSpec, Scheme
+from halfbyte.specs import SCHEMES, ModelSpec
 from halfbyte.training.grid import OnGrid
 from halfbyte.training.heads import StoredHead
 from halfbyte.training.ops import TrainingOps
@@ -177,20 +176,3 @@ class Student:
             return run(x)
         result: Tensor = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore
         return result
-
-
-class Results(Around):
-    """A source of tensors that are there; all else is that of another."""
-
-    def __init__(
-        self, source: Source, schemes: Mapping[str, Scheme], tensors: Mapping[str, QTensor]
-    ) -> None:
-        super().__init__(source)
-        self._tensors, self.schemes = tensors, schemes
-
-    def tensor(self, name: str) -> QTensor:
-        return self._tensors[name]
-
-    def tensors(self) -> Iterator[tuple[str, QTensor]]:
-        for tensor in self.spec.tensors():
-            yield tensor.name, self._tensors[tensor.name]

@@ -26,9 +26,10 @@ from halfbyte.kernels.choice import choose, oracle
 from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import load
 from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
+from halfbyte.quantizer.calibrated import quantized
 from halfbyte.quantizer.pipeline import refuse_decoded, schemes_of
-from halfbyte.quantizer.stages import Finished, Stages
-from halfbyte.quantizer.two_sided import TwoSided
+from halfbyte.quantizer.quantization import Quantization
+from halfbyte.quantizer.stages import Stages
 from halfbyte.specs import LowRankSpec, Recipe, Scheme, recipe_of
 from halfbyte.training.generated import generated
 from halfbyte.training.samples import Passage, SampleReader, Samples, hashes
@@ -216,10 +217,15 @@ class Material:
         stages = Stages(
             self.folder / "start", spec=self.original.spec, schemes=self.schemes, job=job
         )
-        TwoSided(self.original, self.schemes, calibration, stages, device=self.oracle.device).run(
-            self._progress
+        wanted = Quantization(
+            source=self.original,
+            schemes=self.schemes,
+            method="yaqa",
+            calibration=calibration,
+            stages=stages,
+            device=self.oracle.device,
         )
-        return Finished(self.original, stages, self.schemes)
+        return quantized(wanted, self._progress)
 
     def _given(self, path: Path) -> Source:
         check_sizes(path)

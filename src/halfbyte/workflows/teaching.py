@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from halfbyte.evals.reference import Reference
-from halfbyte.formats.checkpoint import Source
+from halfbyte.formats.checkpoint import Replaced, Source
 from halfbyte.formats.progress import Progress
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer.stages import Finished, Stages
@@ -23,7 +23,7 @@ from halfbyte.training.modes import Mode, Trainer
 from halfbyte.training.ops import TrainingOps
 from halfbyte.training.order import Order
 from halfbyte.training.schedule import Schedule
-from halfbyte.training.student import Results, Student
+from halfbyte.training.student import Student
 from halfbyte.training.teacher import Teacher, taught
 from halfbyte.workflows.asking import Distilling
 from halfbyte.workflows.material import Material, digest
@@ -105,9 +105,7 @@ class Teaching:
         )
         watch.end()
         made: Source | Adapted = (
-            tensors
-            if isinstance(tensors, Adapted)
-            else Results(original, self._material.schemes, dict(tensors.results()))
+            tensors if isinstance(tensors, Adapted) else Replaced(original, dict(tensors.results()))
         )
         return Taught(
             made=made,
