@@ -10,7 +10,7 @@ import pytest
 
 from halfbyte.errors import InvalidInputError
 from halfbyte.formats.checkpoint import read
-from halfbyte.quantizer.calibrate import Reader, Sampling
+from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
 from halfbyte.text.overlap import fingerprint, shared
 from halfbyte.text.tokenizer import Tokenizer
 
@@ -70,6 +70,14 @@ def test_a_model_without_a_template_reads_them_as_text(stories260k: Path, tmp_pa
     path.write_text('{"messages": [{"role": "user", "content": "Once upon a time"}]}\n' * 20)
     window = Reader(assets).read([path], Sampling(samples=1, window=40)).windows[0]
     assert Tokenizer(assets).decode(window).count("Once upon a time\n\n") >= 4
+
+
+def test_some_windows_are_of_every_file() -> None:
+    windows = [[file, number] for file, count in enumerate((5, 5, 6)) for number in range(count)]
+    made = Calibration(windows=windows, files={}, sampling=Sampling(samples=16, window=2))
+    assert [file for file, _ in made.some(3)] == [0, 1, 2]
+    assert len({tuple(window) for window in made.some(7)}) == 7
+    assert [*made.some(16)] == [*made.some(99)] == windows
 
 
 def test_too_short_says_how_short(gemma: tuple[Reader, Tokenizer], tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ class Calibration:
     files: Mapping[str, str]
     sampling: Sampling
 
+    def some(self, count: int) -> Sequence[Sequence[int]]:
+        """`count` windows, or all if there are fewer; of every file, which lie one after another."""
+        if count >= len(self.windows):
+            return self.windows
+        return [self.windows[number * len(self.windows) // count] for number in range(count)]
+
     def facts(self) -> dict[str, Any]:
         """What a manifest says of it."""
         return {

@@ -63,10 +63,11 @@ class Quantization:
         return stacked(solved, tuple(weight.shape))
 
     def flow(self, count: int | None = None, *, every_layer: bool = False) -> Flow:
-        """The first `count` windows, or all, before the first layer."""
+        """All windows, or `count` of them; before the first layer."""
+        calibration = self.calibration
         return Flow(
             self.source.spec,
-            self.calibration.windows[:count],
+            calibration.windows if count is None else calibration.some(count),
             self.stages.folder,
             in_memory=self.in_memory,
             every_layer=every_layer,

@@ -33,7 +33,11 @@ class Lesson:
 
 
 class Distillation:
-    """A task for the training loop. `at_once` windows go through the model at a time."""
+    """A task for the training loop. `at_once` windows go through the model at a time.
+
+    It is made while the parameters are those that the training begins with, also where it then goes
+    on later: what a row counts is measured by them.
+    """
 
     def __init__(
         self, student: Student, lesson: Lesson, held: Lesson, order: Order, *, at_once: int

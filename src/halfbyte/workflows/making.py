@@ -108,7 +108,7 @@ class _Job:
 
     def allocation(self, base: Recipe, budget: int) -> Allocation:
         """The best recipe for a budget of bytes."""
-        windows = self.calibration.windows[:PRICED]
+        windows = self.calibration.some(PRICED)
         costs = priced(self._source, windows, self._folder.parent, device=self._device)
         return allocated(self._source, base, costs, budget)
 
