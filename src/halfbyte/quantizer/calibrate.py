@@ -53,7 +53,7 @@ class Calibration:
     sampling: Sampling
 
     def some(self, count: int) -> Sequence[Sequence[int]]:
-        """`count` windows, or all if there are fewer; of every file, which lie one after another."""
+        """`count` windows, or all: of every file, and these lie one after another."""
         if count >= len(self.windows):
             return self.windows
         return [self.windows[number * len(self.windows) // count] for number in range(count)]
