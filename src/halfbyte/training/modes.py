@@ -38,7 +38,7 @@ class Rates:
     places: float = 0.002
     steps: float = 0.0004
     vectors: float = 0.0004
-    updates: float = 0.005
+    updates: float = 0.0015
     adapter: float = 0.001
 
     @staticmethod
