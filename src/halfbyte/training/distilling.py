@@ -3,7 +3,7 @@
 The loss is KL(original || model) over the whole vocabulary, of every row that counts; for a task of
 one's own it is mixed with -log p of what should be said, in what is held out too. While it learns,
 what a row counts is bounded by what was the mean on the held out before (`divergence.py`): so the
-same tokens bring it nearer.
+same tokens bring it nearer. Not beside a task, which must not take a model away unboundedly.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Distillation:
     ) -> None:
         self._student, self._lesson, self._held = student, lesson, held
         self._order, self._at_once = order, at_once
-        self._typical = max(self._held_out(supervised=False), LEAST)
+        task = any(each.samples.supervised.any() for each in (lesson, held))
+        self._typical = None if task else max(self.measure(), LEAST)
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -62,32 +63,18 @@ class Distillation:
             loss += float(found.detach())
         return Learned(loss=loss, tokens=len(index) * self._lesson.samples.length)
 
-    def measure(self) -> float:
-        return self._held_out()
-
     @torch.no_grad()
-    def _held_out(self, *, supervised: bool = True) -> float:
-        """The mean loss of what is held out, or of its KL alone."""
-        held = self._held
-        weights = held.samples.weights
-        sums = [
-            float(self._loss(held, part, supervised=supervised)) * float(weights[part].sum())
-            for part in self._parts(range(len(weights)))
-        ]
+    def measure(self) -> float:
+        weights = self._held.samples.weights
+        parts = self._parts(range(len(weights)))
+        sums = [float(self._loss(self._held, p)) * float(weights[p].sum()) for p in parts]
         return sum(sums) / float(weights.sum())
 
-    def _loss(
-        self,
-        lesson: Lesson,
-        index: list[int],
-        *,
-        typical: float | None = None,
-        supervised: bool = True,
-    ) -> Tensor:
+    def _loss(self, lesson: Lesson, index: list[int], *, typical: float | None = None) -> Tensor:
         states, head = self._student.states(lesson.samples.inputs(index))
         samples, device = lesson.samples, states.device
         targets, shares = None, None
-        if supervised and samples.supervised[index].any():
+        if samples.supervised[index].any():
             targets = torch.from_numpy(samples.token_ids[index, 1:]).flatten().to(device)
             each = torch.from_numpy(samples.supervised[index])
             shares = each.repeat_interleave(samples.length).to(device)
