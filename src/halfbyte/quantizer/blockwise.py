@@ -56,9 +56,7 @@ class Blockwise:
         Raises what the methods do, naming the tensor; `IntegrityError` for activations that are
         not numbers; `DoesNotFitError` for a full disk. What was made before stays.
         """
-        source, stages = self._asked.source, self._asked.stages
-        if all(map(stages.has, stages.names)):
-            return
+        source = self._asked.source
         flow = self._asked.flow()
         done, total = 0, source.spec.parameters
         with torch.no_grad():

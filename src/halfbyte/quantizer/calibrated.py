@@ -72,6 +72,7 @@ def calibrated(
 
 def quantized(asked: Quantization, progress: Progress | None = None) -> Source:
     """The quantized source; what is made stays in its stages. Raises as `Blockwise.run` does."""
-    job = TwoSided(asked) if asked.method == "yaqa" else Blockwise(asked)
-    job.run(progress)
+    if not asked.stages.complete:
+        job = TwoSided(asked) if asked.method == "yaqa" else Blockwise(asked)
+        job.run(progress)
     return Finished(asked.source, asked.stages, asked.schemes)

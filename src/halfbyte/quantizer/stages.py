@@ -53,6 +53,10 @@ class Stages:
         """All parts, in the order of the forward pass."""
         return list(dict.fromkeys(stage_of(name) for name in self._shapes))
 
+    @property
+    def complete(self) -> bool:
+        return all(map(self.has, self.names))
+
     def has(self, stage: str) -> bool:
         return self._place(stage).is_file()
 

@@ -56,8 +56,6 @@ class TwoSided:
     def run(self, progress: Progress | None = None) -> None:
         """Makes every part that is not there yet. Raises as `Blockwise.run` does."""
         asked, stages = self._asked, self._asked.stages
-        if all(map(stages.has, stages.names)):
-            return
         with torch.no_grad():
             self._make("embed", self._tables.entry)
         entry = dict(stages.load("embed"))

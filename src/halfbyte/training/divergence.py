@@ -90,10 +90,10 @@ class _Divergence(torch.autograd.Function):
             if at_states is None:
                 continue
             p = log_p.exp_()
-            at_z = wanted.neg_().add_(p).mul_(slope)
+            at_z = wanted.neg_().add_(p).mul_(slope * share[rows, None])
             if right is not None and own_share is not None:
-                at_z.addcmul_(p, own_share).scatter_add_(1, right, -own_share)
-            at_z.mul_(share[rows, None])
+                said = own_share * share[rows, None]
+                at_z.addcmul_(p, said).scatter_add_(1, right, -said)
             if bent is not None:
                 at_z.addcmul_(at_z, bent.square_(), value=-1)
             at_states[rows] = at_z @ head if trained else head.back(at_z)
