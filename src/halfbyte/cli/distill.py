@@ -173,6 +173,13 @@ def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     metavar="NAME",
     help="What an adapter changes: q_proj, down_proj, ... [default: every linear]",
 )
+@click.option(
+    "--curvature",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    help="Windows by which --mode full learns what an error of a weight costs; 0: does without.",
+)
 @click.option("--small", is_flag=True, help="8-bit states of the optimizer, weights in bf16.")
 @click.option(
     "--keep-layers",
@@ -229,6 +236,7 @@ def command(
     rank: int,
     alpha: float | None,
     targets: tuple[str, ...],
+    curvature: int,
     small: bool,
     keep_layers: bool,
     measure_every: int,
@@ -277,6 +285,7 @@ def command(
         rank=rank,
         alpha=alpha,
         targets=targets,
+        curvature=curvature,
         small=small,
         again=not keep_layers,
         recipe=recipe,

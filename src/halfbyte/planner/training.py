@@ -77,7 +77,8 @@ class Training:
     body is stored, `rank` that of low-rank updates, `targets` what an adapter of ours changes, by
     the ends of names in Hugging Face (none: all linears). `tokens`: whose final states a teacher
     has left on disk, and blockwise, whose inputs of a block lie ready. On the grid everything is
-    computed in f32, and bf16 is how weights are kept. Raises `InvalidInputError`.
+    computed in f32, and bf16 is how weights are kept; `curvature`: mode qat holds on to what errors
+    of its matrices cost. Raises `InvalidInputError`.
     """
 
     mode: Mode
@@ -87,6 +88,7 @@ class Training:
     optimizer: Optimizer = "adamw"
     checkpointing: bool = True
     loss_rows: int | None = None
+    curvature: bool = True
     rank: int = 16
     targets: tuple[str, ...] = ()
     recipe: str = "q4_0"

@@ -1,10 +1,8 @@
 """Calibrated quantization for what the whole model predicts, by one walk through it and back.
 
-For every weight both sides are gathered where the walk back passes (`gradients.py`): the second
-moment of its inputs and that of the gradients at its outputs, each token counting as much as its
-other side is large; so a token whose output nothing hangs on says little of the inputs. As soon as
-a layer has been passed it is rounded (`yaqa.py`) and written to a folder (`stages.py`), the last
-layer first. After a kill the walk is taken again, and passes by the finished layers.
+For every weight both sides are gathered (`sides.py`) where the walk back passes (`gradients.py`).
+As soon as a layer has been passed it is rounded (`yaqa.py`) and written to a folder (`stages.py`),
+the last layer first. After a kill the walk is taken again, and passes by the finished layers.
 
 What takes tokens in is made before (`tables.py`), and the walk is through a model that has it: all
 layers are rounded for the states that it gives.
@@ -17,9 +15,8 @@ What it is not: a layer does not see the states that the quantized layers before
 (`blockwise.py` does that). Memory on the device: one layer, a few times the activations of a batch,
 and both moments of the layer's weights. Beside it the states of all windows before every layer, and
 their gradients, in main memory or on the disk.
-Sources: Tseng et al. 2025, "Model-preserving adaptive rounding" (arXiv 2505.22988; the first step
-of its power iteration); Kim et al. 2025, "GuidedQuant" (arXiv 2505.07004; tokens count by their
-gradients).
+Sources: Tseng et al. 2025, "Model-preserving adaptive rounding" (arXiv 2505.22988); Kim et al.
+2025, "GuidedQuant" (arXiv 2505.07004; tokens count by their gradients).
 """
 
 from __future__ import annotations
@@ -33,13 +30,14 @@ from halfbyte.formats.checkpoint import Replaced
 from halfbyte.formats.progress import Progress
 from halfbyte.kernels.contract import Rows
 from halfbyte.numerics.qtensor import QTensor
-from halfbyte.quantizer.block import BORROWED, Block
+from halfbyte.quantizer.block import Block
 from halfbyte.quantizer.curvature import damped
 from halfbyte.quantizer.ends import DAMPING
 from halfbyte.quantizer.gradients import Walk
-from halfbyte.quantizer.moment import SecondMoment, drawn_together
+from halfbyte.quantizer.moment import SecondMoment
 from halfbyte.quantizer.observed import ObservedOps, Passed
 from halfbyte.quantizer.quantization import Quantization
+from halfbyte.quantizer.sides import BothSides
 from halfbyte.quantizer.tables import Tables
 
 TALL = 2
@@ -78,20 +76,6 @@ class TwoSided:
             stages.save(stage, make(given))
 
 
-class _Sides:
-    """Both second moments of one matrix."""
-
-    def __init__(self, width: int, rows: int | None, device: str) -> None:
-        self.inputs = SecondMoment(width, device)
-        self.outputs = None if rows is None else SecondMoment(rows, device)
-
-    def add(self, x: Tensor, gradient: Tensor) -> None:
-        """Inputs [R, K] and gradients at the outputs [R, N]."""
-        self.inputs.add(x, gradient.square().sum(-1))
-        if self.outputs is not None:
-            self.outputs.add(gradient, x.square().sum(-1))
-
-
 class _Visitor:
     """Gathers what the rounding of a layer needs, and rounds it when the walk leaves it.
 
@@ -105,9 +89,9 @@ class _Visitor:
         *,
         done: Mapping[str, QTensor],
     ) -> None:
-        self._asked, self._device, self._progress = asked, ops.device, progress
+        self._asked, self._progress = asked, progress
         self._final = SecondMoment(asked.source.spec.hidden, ops.device)
-        self._sides: dict[str, list[_Sides]] = {}  # of the layer that is passed, by experts
+        self._sides = BothSides(ops.device)  # of the layer that is passed
         self._done = 0
         self._count(done.values())
 
@@ -125,14 +109,14 @@ class _Visitor:
         for product, gradient in zip(passed, gradients, strict=True):
             name = names[id(product.weight)]
             if not self._asked.settled(name):
-                sides = self._sides_of(name, product.weight.stored)
-                sides[product.expert or 0].add(product.input, gradient)
+                q = product.weight.stored
+                outputs = q.shape[-2] <= TALL * q.width
+                self._sides.add(name, product, gradient, outputs=outputs)
 
     def left(self, block: Block) -> None:
         stages = self._asked.stages
         if not stages.has(block.name):
             stages.save(block.name, {name: self._made(block, name) for name in block.tensors})
-        self._sides.clear()
         self._count(weight.stored for weight in block.tensors.values())
 
     def entered(self, rows: Rows, gradient: Tensor) -> None:
@@ -143,22 +127,9 @@ class _Visitor:
         if self._progress is not None:
             self._progress(self._done, self._asked.source.spec.parameters)
 
-    def _sides_of(self, name: str, q: QTensor) -> list[_Sides]:
-        if name not in self._sides:
-            rows = q.shape[-2] if q.shape[-2] <= TALL * q.width else None
-            count = q.shape[0] if len(q.shape) > 2 else 1
-            self._sides[name] = [_Sides(q.width, rows, self._device) for _ in range(count)]
-        return self._sides[name]
-
     def _made(self, block: Block, name: str) -> QTensor:
         """A tensor of a layer as it is stored."""
         if self._asked.settled(name):
             return self._asked.given(name, block.tensors[name].stored)
-        sides = self._sides.pop(name)
-        outputs = [side.outputs for side in sides if side.outputs is not None]
-        return self._asked.solved(
-            name,
-            block.dense[name],
-            drawn_together([side.inputs for side in sides], BORROWED),
-            drawn_together(outputs, BORROWED) if outputs else None,
-        )
+        inputs, outputs = self._sides.taken(name)
+        return self._asked.solved(name, block.dense[name], inputs, outputs)

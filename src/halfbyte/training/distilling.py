@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.training.divergence import divergence
+from halfbyte.training.fisher import Hold
 from halfbyte.training.loop import Learned
 from halfbyte.training.order import Order
 from halfbyte.training.samples import Samples
@@ -33,17 +34,25 @@ class Lesson:
 
 
 class Distillation:
-    """A task for the training loop. `at_once` windows go through the model at a time.
+    """A task for the training loop. `at_once` windows go through the model at a time; `hold` adds
+    to what they say what was known before.
 
     It is made while the parameters are those that the training begins with, also where it then goes
     on later: what a row counts is measured by them.
     """
 
     def __init__(
-        self, student: Student, lesson: Lesson, held: Lesson, order: Order, *, at_once: int
+        self,
+        student: Student,
+        lesson: Lesson,
+        held: Lesson,
+        order: Order,
+        *,
+        at_once: int,
+        hold: Hold | None = None,
     ) -> None:
         self._student, self._lesson, self._held = student, lesson, held
-        self._order, self._at_once = order, at_once
+        self._order, self._at_once, self._hold = order, at_once, hold
         task = any(each.samples.supervised.any() for each in (lesson, held))
         self._typical = None if task else max(self.measure(), LEAST)
 
@@ -61,6 +70,8 @@ class Distillation:
             found = self._loss(self._lesson, part, typical=self._typical) * share
             found.backward()
             loss += float(found.detach())
+        if self._hold is not None:
+            self._hold.pull()
         return Learned(loss=loss, tokens=len(index) * self._lesson.samples.length)
 
     @torch.no_grad()

@@ -161,6 +161,20 @@ class Places:
         weight: Tensor = _Placed.apply(self._place, self._step, self._lattice)  # type: ignore
         return weight.view(self._lattice.shape)
 
+    def lean(self, gradient: Tensor, curvature: Tensor) -> None:
+        """Adds to the gradients those of a loss of the weights, of which they are f32 numbers.
+
+        With `curvature` c a place is drawn back to its integer, by c s^2 times how far it is from
+        that: so half-way to the next it feels what the loss would change by the crossing.
+        """
+        place, step = self._place.detach().float(), self._step.detach()
+        at_place, at_step = _back(self._lattice.grouped(gradient), place, step, self._lattice)
+        integers, _ = self._lattice.rounded(place)
+        squares = self._lattice.steps(step).square()[..., None]
+        pull = (place - integers).mul_(self._lattice.grouped(curvature)).mul_(squares)
+        _add(self._place, at_place.add_(pull).to(self._place.dtype))
+        _add(self._step, at_step)
+
     def stored(self) -> QTensor:
         integers, _ = self._lattice.rounded(self._place.detach().float())
         return self._lattice.packed(integers, self._step)
@@ -282,6 +296,10 @@ class _Updated(torch.autograd.Function):
         at_place, at_step = _back(gradients[0], place, step, lattice)
         at_product = at_place.view(len(up), -1)
         return at_product @ down.t(), up.t() @ at_product, at_step, None
+
+
+def _add(leaf: Tensor, gradient: Tensor) -> None:
+    leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
 
 
 def _back(gradient: Tensor, place: Tensor, step: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ stay as they are stored in the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +19,7 @@ from halfbyte.numerics.codec import decode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import LowRankSpec
 from halfbyte.training.adamw import AdamW
+from halfbyte.training.fisher import Form
 from halfbyte.training.grid import DOWN, PLACE, STEP, UP, OnGrid, Places, Steps, Updates, trainable
 from halfbyte.training.loop import Optimizer
 from halfbyte.training.low_rank import A, Adapted, B
@@ -27,15 +28,18 @@ from halfbyte.training.student import TABLES, VALUE, Tensors, Vector
 
 Mode = Literal["full", "blockwise", "lora", "scales", "adapter"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+NO_FORMS: Mapping[str, Form] = {}
 FOUR_BITS = ("q4_0", "int4", "uint4")  # whose places bf16 tells apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """How far one step moves: a place, in steps of the grid; a step or a number of a vector, in
-    parts of its tensor's mean; a factor of a low-rank update; a number of an adapter."""
+    """How far one step moves: a place, in steps of the grid, or `held` by forms; a step or a number
+    of a vector, in parts of its tensor's mean; a factor of a low-rank update; a number of an
+    adapter."""
 
     places: float = 0.002
+    held: float = 0.01
     steps: float = 0.0004
     vectors: float = 0.0004
     updates: float = 0.0015
@@ -47,11 +51,16 @@ class Rates:
         usual = Rates()
         return Rates(
             places=usual.places if places is None else places,
+            held=usual.held if places is None else places,
             updates=usual.updates if places is None else places,
             adapter=usual.adapter if places is None else places,
             steps=usual.steps if scales is None else scales,
             vectors=usual.vectors if scales is None else scales,
         )
+
+    def holding(self) -> Rates:
+        """With places that are held."""
+        return replace(self, places=self.held)
 
     def of(self, name: str) -> float:
         """The rate of a parameter, by its name's end."""
@@ -79,13 +88,21 @@ class Trainer:
     rates: Rates = Rates()
     adapter: Sequence[LowRankSpec] = ()
 
-    def tensors(self, original: Callable[[str], QTensor], start: Mapping[str, QTensor]) -> Tensors:
-        """The tensors of `start`, with what is trained of them; `original` by name."""
+    def tensors(
+        self,
+        original: Callable[[str], QTensor],
+        start: Mapping[str, QTensor],
+        forms: Mapping[str, Form] = NO_FORMS,
+    ) -> Tensors:
+        """The tensors of `start`, with what is trained of them; `original` by name.
+
+        Places of which there is a form, of `full` alone, begin at rest.
+        """
         if self.mode == "adapter":
             return Adapted(start, self.adapter, self.device, seed=self.seed)
         found: dict[str, OnGrid] = {}
         for number, (name, q) in enumerate(start.items()):
-            made = self._trained(name, q, original, number)
+            made = self._trained(name, q, original, number, forms.get(name))
             if made is not None:
                 found[name] = made
         return Tensors(start, found)
@@ -98,7 +115,12 @@ class Trainer:
         return AdamW(parameters=tensors.parameters, rates=rates)
 
     def _trained(
-        self, name: str, q: QTensor, original: Callable[[str], QTensor], number: int
+        self,
+        name: str,
+        q: QTensor,
+        original: Callable[[str], QTensor],
+        number: int,
+        form: Form | None,
     ) -> OnGrid | None:
         if len(q.shape) == 1:
             return Vector(q, self.device) if q.scheme.name == "f32" else None
@@ -110,5 +132,7 @@ class Trainer:
         if self.mode == "lora":
             seed = self.seed * 1_000_003 + number
             return Updates(q, before, self.device, rank=self.rank, seed=seed)
+        if form is not None:
+            before = form.rest(decode(q, device=self.device), before)
         rough = self.small and q.scheme.name.startswith(FOUR_BITS)
         return Places(q, before, self.device, kept=torch.bfloat16 if rough else torch.float32)

@@ -22,7 +22,9 @@ class Distilling:
     quantized form of it, by default made here. `batch` windows go into a step, `at_once` through
     the model at a time; where it stands is saved every `save_every_s` seconds. `alpha` (by default
     the rank) and `targets` (by default all linears) are those of an adapter. `budget` bytes decide
-    the mode where it is "auto". `made_by` is the command line that a report tells of.
+    the mode where it is "auto". By `curvature` windows mode full learns what an error of a weight
+    costs (`training/fisher.py`); by none it does without. `made_by` is the command line that a
+    report tells of.
     """
 
     data: Sequence[Path]
@@ -43,6 +45,7 @@ class Distilling:
     rank: int = 16
     alpha: float | None = None
     targets: Sequence[str] = ()
+    curvature: int = 1024
     small: bool = False
     again: bool = True
     recipe: str = "q4_0"

@@ -62,6 +62,7 @@ def _plan(material: Material, asked: Distilling, mode: Mode) -> TrainingPlan:
         precision="bf16" if asked.small else "fp32",
         optimizer="adamw-8bit" if asked.small else "adamw",
         checkpointing=asked.again,
+        curvature=asked.curvature > 0 and not asked.task,
         rank=asked.rank,
         targets=tuple(asked.targets),
         recipe=asked.recipe,

@@ -31,6 +31,7 @@ from halfbyte.quantizer.pipeline import refuse_decoded, schemes_of
 from halfbyte.quantizer.quantization import Quantization
 from halfbyte.quantizer.stages import Stages
 from halfbyte.specs import LowRankSpec, Recipe, Scheme, recipe_of
+from halfbyte.training.fisher import Gathered, gathered
 from halfbyte.training.generated import generated
 from halfbyte.training.samples import Passage, SampleReader, Samples, hashes
 from halfbyte.workflows.artefacts import check_storable
@@ -226,6 +227,21 @@ class Material:
             device=self.oracle.device,
         )
         return quantized(wanted, self._progress)
+
+    def gathered(self, names: Sequence[str]) -> Gathered:
+        """What errors of matrices cost, by some of the windows that are learned from."""
+        taught = self.lessons[0]
+        windows = taught.token_ids[: self._asked.curvature, :-1].tolist()
+        job = {"windows": digest(windows), "names": [*names], **self.identity}
+        return gathered(
+            self.original,
+            names,
+            windows,
+            self.folder / "forms",
+            job=job,
+            device=self.oracle.device,
+            progress=self._progress,
+        )
 
     def _given(self, path: Path) -> Source:
         check_sizes(path)

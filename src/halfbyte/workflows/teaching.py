@@ -17,6 +17,8 @@ from halfbyte.quantizer.stages import Finished, Stages
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.curves import Curve, Mark
 from halfbyte.training.distilling import Distillation, Lesson
+from halfbyte.training.fisher import FORM, OWN, Hold
+from halfbyte.training.grid import trainable
 from halfbyte.training.loop import Outcome, Regimen, Tell, train
 from halfbyte.training.low_rank import Adapted
 from halfbyte.training.modes import Mode, Trainer
@@ -61,7 +63,7 @@ class Teaching:
             rank=asked.rank,
             small=asked.small,
             seed=asked.seed,
-            rates=asked.rates,
+            rates=asked.rates.holding() if self._curved else asked.rates,
             adapter=material.updates,
         )
 
@@ -74,6 +76,7 @@ class Teaching:
             "weighted": digest([taught.weights.tolist(), taught.supervised.tolist()]),
             "rates": asdict(asked.rates),
             "steps": [asked.steps, asked.batch, asked.at_once, asked.warmup],
+            "curvature": [self._curved, FORM, OWN, asked.curvature],
             "other": [asked.rank, asked.small, asked.again, asked.measure_every, asked.seed],
             "adapter": [asdict(update) for update in self._material.updates],
         }
@@ -86,17 +89,21 @@ class Teaching:
         return self._whole(job, tell(self._mode))
 
     def _whole(self, job: Mapping[str, Any], tell: Tell) -> Taught:
-        asked, original = self._asked, self._material.original
+        asked, material = self._asked, self._material
+        original = material.original
         taught, held = self._lessons()
+        gathered = material.gathered(self._curved) if self._curved else None
         watch = Watch(self._device)
         watch.begin()
-        tensors = self._trainer.tensors(original.tensor, self._stored)
+        forms = {} if gathered is None else gathered.load()
+        tensors = self._trainer.tensors(original.tensor, self._stored, forms)
+        hold = Hold(forms, tensors, original.tensor) if forms else None
         student = Student(original.spec, tensors, TrainingOps(self._device), again=asked.again)
         order = Order(count=len(taught.samples), batch=asked.batch, seed=asked.seed)
-        folder = self._material.folder / "run"
+        folder = material.folder / "run"
         curve = Curve(folder / "curve.jsonl", asked.measure_every)
         outcome = train(
-            Distillation(student, taught, held, order, at_once=asked.at_once),
+            Distillation(student, taught, held, order, at_once=asked.at_once, hold=hold),
             self._trainer.optimizer(tensors),
             self._regimen(),
             folder,
@@ -113,6 +120,17 @@ class Teaching:
             marks=curve.marks(),
             peak_bytes=watch.peak,
         )
+
+    @property
+    def _curved(self) -> list[str]:
+        """The matrices whose errors are known to cost what, while they are trained."""
+        if self._mode != "full" or self._asked.task or not self._asked.curvature:
+            return []
+        return [
+            name
+            for name, q in self._stored.items()
+            if name.startswith("layers.") and len(q.shape) > 1 and trainable(q.scheme)
+        ]
 
     def _by_layers(self, job: Mapping[str, Any], tell: Callable[[str], Tell]) -> Taught:
         asked, material = self._asked, self._material
