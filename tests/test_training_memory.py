@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from random_model import RandomModel, read_config
 from tensor_memory import TensorMemory
 
@@ -20,6 +21,7 @@ from halfbyte.specs import ModelSpec, recipe_of
 from halfbyte.training import loop
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.distilling import Distillation, Lesson
+from halfbyte.training.fisher import Form, Hold
 from halfbyte.training.loop import Regimen
 from halfbyte.training.modes import Mode, Trainer
 from halfbyte.training.ops import TrainingOps
@@ -71,7 +73,15 @@ def planned(spec: ModelSpec, mode: str, **settings: Any) -> int:
     return sum(cost.bytes for cost in costs if cost.place == "device")
 
 
-def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool) -> int:
+def curves(spec: ModelSpec) -> dict[str, Form]:
+    return {
+        t.name: Form(inputs=torch.eye(t.shape[1])[None], outputs=torch.eye(t.shape[0])[None])
+        for t in spec.tensors()
+        if t.name.startswith("layers.") and len(t.shape) > 1
+    }
+
+
+def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool, curved: bool = True) -> int:
     """The most bytes of tensors in two steps of two passes each."""
     original = RandomModel(spec, recipe_of("bf16"), 0)
     stored = dict(RandomModel(spec, recipe_of("q4_0"), 0).tensors())
@@ -81,13 +91,15 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool) -> int:
     updates = updates_for(spec, rank=8, alpha=8) if mode == "adapter" else ()
     with TensorMemory() as memory:
         trainer = Trainer(mode=mode, rank=8, small=small_, adapter=updates)
-        tensors = trainer.tensors(original.tensor, stored)
+        forms = curves(spec) if mode == "full" and curved else {}
+        tensors = trainer.tensors(original.tensor, stored, forms)
+        hold = Hold(forms, tensors, original.tensor) if forms else None
         student = Student(spec, tensors, TrainingOps(), again=again)
         optimizer = trainer.optimizer(tensors)
         baseline = Baseline(spec=spec, head=head, device="cpu", states=states)
         lesson = Lesson(some, Teacher(baseline, LENGTH))
         order = Order(count=2 * BATCH, batch=2 * BATCH)
-        task = Distillation(student, lesson, lesson, order, at_once=BATCH)
+        task = Distillation(student, lesson, lesson, order, at_once=BATCH, hold=hold)
         for step in range(2):
             task.learn(step)
             optimizer.step(step, 1.0)
@@ -95,22 +107,32 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool) -> int:
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"),
-    [("full", "qat"), ("lora", "qat-lora"), ("scales", "scales"), ("adapter", "adapter")],
+    ("mode", "name", "curved"),
+    [
+        ("full", "qat", True),
+        ("full", "qat", False),
+        ("lora", "qat-lora", True),
+        ("scales", "scales", True),
+        ("adapter", "adapter", True),
+    ],
 )
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("small_", [False, True])
-def test_end_to_end_takes_what_is_planned(mode: Mode, name: str, again: bool, small_: bool) -> None:
+def test_end_to_end_takes_what_is_planned(
+    mode: Mode, name: str, curved: bool, again: bool, small_: bool
+) -> None:
     spec = small(4)
     expected = planned(
         spec,
         name,
         checkpointing=again,
         rank=8,
+        curvature=curved,
         precision="bf16" if small_ else "fp32",
         optimizer="adamw-8bit" if small_ else "adamw",
     )
-    assert measured(spec, mode, again=again, small_=small_) == pytest.approx(expected, rel=0.05)
+    found = measured(spec, mode, again=again, small_=small_, curved=curved)
+    assert found == pytest.approx(expected, rel=0.05)
 
 
 def by_layers(spec: ModelSpec, folder: Path, *, length: int, at_once: int) -> tuple[int, int]:
