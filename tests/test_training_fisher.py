@@ -20,14 +20,14 @@ from halfbyte.specs import SCHEMES
 from halfbyte.training import fisher
 from halfbyte.training.adamw import AdamW
 from halfbyte.training.divergence import divergence
-from halfbyte.training.fisher import Form, Gathered, Hold, gathered
-from halfbyte.training.grid import Places
-from halfbyte.training.modes import Rates, Trainer
+from halfbyte.training.fisher import Form, Gathered, Hold, Known, Own, gathered
+from halfbyte.training.grid import Places, Updates
+from halfbyte.training.modes import Mode, Rates, Trainer
 from halfbyte.training.ops import TrainingOps
 from halfbyte.training.student import Student, Tensors
 
 ROWS, WIDTH = 48, 128
-Q4_0 = SCHEMES["q4_0"]
+Q4_0, Q8_0 = SCHEMES["q4_0"], SCHEMES["q8_0"]
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -65,14 +65,14 @@ def test_a_form_is_what_its_derivatives_say(stack: tuple[int, ...]) -> None:
         moved[at] += sign * nudge
         costs.append(found.cost(moved))
     second = (costs[0] - 2 * costs[1] + costs[2]) / nudge**2
-    diagonal = found.diagonal.view_as(errors)
-    assert float(diagonal[at]) == pytest.approx(second, rel=1e-2)
+    curvature = found.own.curvature.view_as(errors)
+    assert float(curvature[at]) == pytest.approx(second, rel=1e-2)
 
 
 def test_at_rest_a_weight_has_no_gradient() -> None:
     found, original = form(), drawn(ROWS, WIDTH) * 0.05
     weight = original + drawn(ROWS, WIDTH, seed=1) * 0.01
-    rest = found.rest(weight, original)
+    rest = weight + found.shift(weight, original)
     for at in ((0, 0), (7, 11), (ROWS - 1, WIDTH - 1)):
         moved = weight.clone()
         moved[at] = rest[at]
@@ -84,16 +84,21 @@ def test_what_never_was_active_rests_where_it_is() -> None:
     found = form()
     found.inputs[:, 5], found.inputs[:, :, 5] = 0.0, 0.0
     original = drawn(ROWS, WIDTH)
-    rest = found.rest(original + 0.1, original)
-    assert rest.isfinite().all()
-    assert torch.equal(rest[:, 5], (original + 0.1)[:, 5])
+    shift = found.shift(original + 0.1, original)
+    assert shift.isfinite().all()
+    assert shift[:, 5].eq(0).all()
+
+
+def known(start: QTensor, original: Tensor, found: Form, *, whole: bool = True) -> Known:
+    shift = found.shift(decode(start), original)
+    return Known(own=found.own, shift=shift, form=found if whole else None)
 
 
 def held(start: QTensor, original: Tensor, found: Form) -> tuple[Places, Hold]:
-    rest = found.rest(decode(start), original)
-    places = Places(start, rest, "cpu")
+    it = known(start, original, found)
+    places = Places(start, decode(start) + it.shift, "cpu")
     tensors = Tensors({"w": start}, {"w": places})
-    return places, Hold({"w": found}, tensors, lambda _: encode(original, SCHEMES["f32"]))
+    return places, Hold({"w": it}, tensors, lambda _: encode(original, SCHEMES["f32"]))
 
 
 def walked(places: Places, hold: Hold, found: Form, original: Tensor) -> list[float]:
@@ -116,10 +121,8 @@ def test_places_do_not_leave_the_best_integers(monkeypatch: pytest.MonkeyPatch) 
     start = solve(original, found.inputs[0], found.outputs[0], Q4_0)
     before, after = walked(*held(start, original, found), found, original)
     assert after < before
-    monkeypatch.setattr(Form, "diagonal", torch.zeros(1, ROWS, WIDTH))
-    places = Places(start, original, "cpu")
-    tensors = Tensors({"w": start}, {"w": places})
-    hold = Hold({"w": found}, tensors, lambda _: encode(original, SCHEMES["f32"]))
+    places, hold = held(start, original, found)
+    monkeypatch.setattr(Own, "curvature", torch.zeros(1, ROWS, WIDTH))
     before, after = walked(places, hold, found, original)
     assert after > 1.1 * before
 
@@ -140,7 +143,8 @@ def test_half_way_a_place_feels_what_the_crossing_brings() -> None:
         costs.append(found.cost(places.weight().detach() - original))
     # What the form and the loss bring together, of which here is the form alone.
     own = (
-        float(found.diagonal.view_as(original)[7, 11]) * float(places.parameters["step"][7, 0]) ** 2
+        float(found.own.curvature.view_as(original)[7, 11])
+        * places.parameters["step"][7, 0].item() ** 2
     )
     brought = fisher.FORM * (costs[1] - costs[0])
     assert felt[0] == pytest.approx(brought + fisher.OWN * own / 2, rel=1e-2)
@@ -163,9 +167,10 @@ def matrices(model: MemorySource) -> list[str]:
     ]
 
 
-def made(model: MemorySource, folder: Path, **job: int) -> Gathered:
+def made(model: MemorySource, folder: Path, *, whole: bool = True, **job: int) -> Gathered:
     names = [name for name in matrices(model) if "router" not in name]
-    return gathered(model, names, calibration().windows, folder, job=job)
+    start = {name: encode(model.weights[name], Q8_0) for name in names}
+    return gathered(model, start, calibration().windows, folder, whole=whole, job=job)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma4-experts"])
@@ -173,26 +178,41 @@ def test_a_stopped_gathering_goes_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = source(name)
-    whole = made(model, tmp_path / "whole").load()
+    whole = dict(made(model, tmp_path / "whole"))
     for key, found in whole.items():
         *stack, rows, width = model.weights[key].shape
-        assert found.inputs.shape == (stack[0] if stack else 1, width, width)
-        assert found.outputs.shape == (stack[0] if stack else 1, rows, rows)
+        assert found.form is not None
+        assert found.form.inputs.shape == (stack[0] if stack else 1, width, width)
+        assert found.form.outputs.shape == (stack[0] if stack else 1, rows, rows)
 
-    def stop(self: object, layer: str, found: object) -> None:
-        if layer == "layers.0":
+    def stop(self: object, key: str, *found: object) -> None:
+        if key == "layers.0.mlp.down.weight":
             raise KeyboardInterrupt
-        keep(self, layer, found)  # type: ignore
+        keep(self, key, *found)  # type: ignore
 
-    keep = Gathered.save
+    keep = Gathered.keep
     with monkeypatch.context() as patched:
-        patched.setattr(Gathered, "save", stop)
+        patched.setattr(Gathered, "keep", stop)
         with pytest.raises(KeyboardInterrupt):
             made(model, tmp_path / "work")
-    assert (tmp_path / "work" / "layers.1.npz").exists()
-    for key, found in made(model, tmp_path / "work").load().items():
-        assert torch.equal(found.inputs, whole[key].inputs)
-        assert torch.equal(found.outputs, whole[key].outputs)
+    assert (tmp_path / "work" / "layers.1.mlp.down.weight.npz").exists()
+    again = made(model, tmp_path / "work")
+    assert set(again) == set(whole)
+    for key, found in again.items():
+        for ours, theirs in ((found.form, whole[key].form), (found.own, whole[key].own)):
+            assert ours is not None and theirs is not None
+            assert torch.equal(ours.inputs, theirs.inputs)
+            assert torch.equal(ours.outputs, theirs.outputs)
+        assert torch.equal(found.shift, whole[key].shift)
+
+
+def test_without_forms_the_same_is_known_of_every_weight(tmp_path: Path) -> None:
+    model = source("gemma4-experts")
+    whole, thin = (made(model, tmp_path / str(it), whole=it) for it in (True, False))
+    for key, found in thin.items():
+        assert found.form is None
+        assert torch.equal(found.own.curvature, whole[key].own.curvature)
+        assert torch.equal(found.shift, whole[key].shift)
 
 
 def test_what_was_gathered_is_read_and_another_job_s_is_not(
@@ -201,7 +221,7 @@ def test_what_was_gathered_is_read_and_another_job_s_is_not(
     model = source("llama")
     made(model, tmp_path)
     monkeypatch.setattr(fisher, "Walk", None)
-    made(model, tmp_path).load()
+    dict(made(model, tmp_path))
     with pytest.raises(TypeError):
         made(model, tmp_path, other=1)
 
@@ -209,9 +229,10 @@ def test_what_was_gathered_is_read_and_another_job_s_is_not(
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     model = source("llama")
     found = made(model, tmp_path)
-    fisher.save(tmp_path / "layers.0.npz", {"w": torch.zeros(2)}, {})
+    name = "layers.0.mlp.down.weight"
+    fisher.save(tmp_path / f"{name}.npz", {"w": torch.zeros(2)}, {})
     with pytest.raises(IntegrityError, match="other tensors"):
-        found.load()
+        found[name]
 
 
 def test_forms_foretell_the_divergence(tiny_gemma4: Path, tmp_path: Path) -> None:
@@ -219,7 +240,8 @@ def test_forms_foretell_the_divergence(tiny_gemma4: Path, tmp_path: Path) -> Non
     model = read(tiny_gemma4)
     windows = np.random.default_rng(0).integers(0, model.spec.vocab, (32, 64)).tolist()
     names = ["layers.0.mlp.gate.weight", "layers.3.attn.q.weight", "layers.5.mlp.down.weight"]
-    forms = gathered(model, names, windows, tmp_path, job={}).load()
+    start = {name: encode(decode(model.tensor(name)), Q8_0) for name in names}
+    found = gathered(model, start, windows, tmp_path, whole=True, job={})
     stored = {t.name: model.tensor(t.name) for t in model.spec.tensors()}
 
     def states(tensors: dict[str, QTensor]) -> tuple[Tensor, Tensor]:
@@ -239,15 +261,45 @@ def test_forms_foretell_the_divergence(tiny_gemma4: Path, tmp_path: Path) -> Non
             kl = divergence(
                 ours, head, lambda i, j: logits[i:j], torch.ones(len(ours)), softcap=cap
             )
-            assert forms[name].cost(errors) == pytest.approx(float(kl), rel=0.35), name
+            form = found[name].form
+            assert form is not None
+            assert form.cost(errors) == pytest.approx(float(kl), rel=0.35), name
 
 
-def test_only_full_begins_at_rest() -> None:
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_places_begin_at_rest_with_the_integers_of_the_start(mode: Mode) -> None:
+    """Of those that the form would not have cross at once, no gradient is left."""
+    original, found = drawn(ROWS, WIDTH) * 0.05, form()
+    start, given = encode(original, Q4_0), encode(original, SCHEMES["f32"])
+    it = known(start, original, found, whole=mode == "full")
+    tensors = Trainer(mode=mode).tensors(lambda _: given, {"w": start}, {"w": it})
+    assert tensors.trained["w"].stored().data.tobytes() == start.data.tobytes()
+    if mode == "full":
+        place = tensors.parameters["w.place"].detach()
+        steps = tensors.parameters["w.step"].detach()[..., None]
+        off = place - place.round() - (it.shift.view(place.shape) / steps)
+        assert off[place.sub(place.round()).abs() < 0.4].abs().max() < 1e-2
+
+
+def test_a_pull_on_an_update_is_that_of_its_product() -> None:
     original, found = drawn(ROWS, WIDTH) * 0.05, form()
     start = encode(original, Q4_0)
-    given = encode(original, SCHEMES["f32"])
-    trainer = Trainer(mode="full")
-    plain = trainer.tensors(lambda _: given, {"w": start}).parameters["w.place"]
-    resting = trainer.tensors(lambda _: given, {"w": start}, {"w": found}).parameters["w.place"]
-    assert torch.equal(plain.round(), resting.round())
-    assert (plain - resting).abs().max() > 0.1
+    updates = Updates(start, original, "cpu", rank=4, seed=0)
+    up, down = updates.parameters["up"], updates.parameters["down"]
+    with torch.no_grad():
+        up.add_(drawn(*up.shape, seed=2) * 0.1)
+        place = updates.places(up, down)
+    pull = drawn(ROWS, WIDTH, seed=4)
+    updates.lean(found.own.curvature, pull)
+    exact = Places(start, original, "cpu")
+    with torch.no_grad():
+        exact.parameters["place"].copy_(place)
+    exact.lean(found.own.curvature, pull)
+    at_place = exact.parameters["place"].grad
+    assert at_place is not None and up.grad is not None and down.grad is not None
+    product = at_place.view(ROWS, WIDTH)
+    assert torch.allclose(up.grad, product @ down.detach().t(), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(down.grad, up.detach().t() @ product, rtol=1e-4, atol=1e-6)
+    step, theirs = updates.parameters["step"].grad, exact.parameters["step"].grad
+    assert step is not None and theirs is not None
+    assert torch.allclose(step, theirs, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from halfbyte.specs import ModelSpec, recipe_of
 from halfbyte.training import loop
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.distilling import Distillation, Lesson
-from halfbyte.training.fisher import Form, Hold
+from halfbyte.training.fisher import Form, Hold, Known, Own
 from halfbyte.training.loop import Regimen
 from halfbyte.training.modes import Mode, Trainer
 from halfbyte.training.ops import TrainingOps
@@ -73,12 +74,30 @@ def planned(spec: ModelSpec, mode: str, **settings: Any) -> int:
     return sum(cost.bytes for cost in costs if cost.place == "device")
 
 
-def curves(spec: ModelSpec) -> dict[str, Form]:
-    return {
-        t.name: Form(inputs=torch.eye(t.shape[1])[None], outputs=torch.eye(t.shape[0])[None])
-        for t in spec.tensors()
-        if t.name.startswith("layers.") and len(t.shape) > 1
-    }
+class Curves(Mapping[str, Known]):
+    """What is known of every matrix, made as it is asked for."""
+
+    def __init__(self, spec: ModelSpec, *, whole: bool) -> None:
+        self._shapes = {
+            t.name: t.shape
+            for t in spec.tensors()
+            if t.name.startswith("layers.") and len(t.shape) > 1
+        }
+        self._whole = whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, name: str) -> Known:
+        rows, width = self._shapes[name]
+        shift = torch.zeros(1, rows, width)
+        if self._whole:
+            form = Form(inputs=torch.eye(width)[None], outputs=torch.eye(rows)[None])
+            return Known(own=form.own, shift=shift, form=form)
+        return Known(own=Own(inputs=torch.ones(1, width), outputs=torch.ones(1, rows)), shift=shift)
 
 
 def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool, curved: bool = True) -> int:
@@ -91,9 +110,9 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool, curved: 
     updates = updates_for(spec, rank=8, alpha=8) if mode == "adapter" else ()
     with TensorMemory() as memory:
         trainer = Trainer(mode=mode, rank=8, small=small_, adapter=updates)
-        forms = curves(spec) if mode == "full" and curved else {}
-        tensors = trainer.tensors(original.tensor, stored, forms)
-        hold = Hold(forms, tensors, original.tensor) if forms else None
+        known = Curves(spec, whole=mode == "full") if mode in ("full", "lora") and curved else {}
+        tensors = trainer.tensors(original.tensor, stored, known)
+        hold = Hold(known, tensors, original.tensor) if known else None
         student = Student(spec, tensors, TrainingOps(), again=again)
         optimizer = trainer.optimizer(tensors)
         baseline = Baseline(spec=spec, head=head, device="cpu", states=states)
@@ -112,6 +131,7 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool, curved: 
         ("full", "qat", True),
         ("full", "qat", False),
         ("lora", "qat-lora", True),
+        ("lora", "qat-lora", False),
         ("scales", "scales", True),
         ("adapter", "adapter", True),
     ],

@@ -82,9 +82,9 @@ def costs_on_grid(
         bytes=ceil(STATES[training.optimizer] * count),
         note=f"the states of {training.optimizer}",
     )
-    if training.mode == "qat" and training.curvature:
-        size = _forms(spec, schemes, training)
-        yield Cost(component="curvature", bytes=size, note="both sides of every matrix")
+    if training.mode in ("qat", "qat-lora") and training.curvature:
+        size = _curvature(spec, schemes, training)
+        yield Cost(component="curvature", bytes=size, note="of both sides of every matrix")
     yield from _passes(spec, training)
     if training.mode != "blockwise":
         yield from _predictions(spec, schemes, training)
@@ -153,13 +153,13 @@ def _frozen(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) 
     return total
 
 
-def _forms(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
-    """What errors of the layers' matrices cost: a square for each side."""
-    total = 0
+def _curvature(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
+    """What errors of the layers' matrices cost: a square for each side, in lora its diagonal."""
+    power, total = 2 if training.mode == "qat" else 1, 0
     for tensor in spec.tensors():
         if tensor.name.startswith("layers.") and on_grid(tensor, schemes[tensor.name], training):
             stack, rows, width = (1, *tensor.shape)[-3:]
-            total += F32 * stack * (rows**2 + width**2) if len(tensor.shape) > 1 else 0
+            total += F32 * stack * (rows**power + width**power)
     return total
 
 

@@ -20,7 +20,7 @@ towards integers helps, Nagel et al. 2022, "Overcoming oscillations in quantizat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,19 +39,34 @@ from halfbyte.quantizer.flow import Flow
 from halfbyte.quantizer.gradients import Walk
 from halfbyte.quantizer.observed import ObservedOps, Passed
 from halfbyte.quantizer.sides import BothSides
-from halfbyte.quantizer.stages import stage_of
-from halfbyte.specs import ModelSpec
 from halfbyte.training.checkpoints import restore, save
-from halfbyte.training.grid import Places
+from halfbyte.training.grid import Leaning, Places, Updates
 from halfbyte.training.student import Tensors
 
 FORM = 4.0  # how much a form counts beside the loss on the windows
 OWN = 0.5  # of the curvature of that loss, bounded as it is (`divergence.py`), by the form
 
 
+Shape = tuple[int, int, int]  # matrices, rows, width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Own:
+    """The curvature of every weight of a matrix [N, K] by itself, or of a stack of E: the diagonals
+    of A [E, K] and G [E, N]."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+    @property
+    def curvature(self) -> Tensor:
+        """The second derivatives: [E, N, K]."""
+        return self.outputs[..., :, None] * self.inputs[..., None, :]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Form:
-    """The form of a matrix [N, K], or of a stack of E: `inputs` [E, K, K], `outputs` [E, N, N]."""
+    """The whole form: `inputs` A [E, K, K], `outputs` G [E, N, N]."""
 
     inputs: Tensor
     outputs: Tensor
@@ -61,145 +76,168 @@ class Form:
         return (self.outputs @ errors @ self.inputs).view(errors.shape)
 
     @property
-    def diagonal(self) -> Tensor:
-        """The second derivative by every weight: [E, N, K]."""
+    def own(self) -> Own:
         inputs, outputs = (it.diagonal(dim1=-2, dim2=-1) for it in (self.inputs, self.outputs))
-        return outputs[..., :, None] * inputs[..., None, :]
+        return Own(inputs=inputs, outputs=outputs)
 
     def cost(self, errors: Tensor) -> float:
         """Nats per token."""
         return float((self.gradient(errors) * errors).sum()) / 2
 
-    def rest(self, weight: Tensor, original: Tensor) -> Tensor:
-        """What every weight would be if all others stayed as they are, and there were no grid."""
-        pull = self.gradient(weight - original)
-        return weight - pull * inverse(self.diagonal).view(pull.shape)
+    def shift(self, weight: Tensor, original: Tensor) -> Tensor:
+        """How far every weight is from where it would be if all others stayed as they are, and
+        there were no grid."""
+        gradient = self.gradient(weight - original)
+        return gradient.mul_(inverse(self.own.curvature).view(gradient.shape)).neg_()
 
 
-class Gathered:
-    """The forms of a job on the disk, a file for each layer."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Known:
+    """What a training knows of a matrix: its curvature, the whole form where there is room for it,
+    and the shift [E, N, K] from what the training begins with."""
 
-    def __init__(self, spec: ModelSpec, names: Collection[str], folder: Path, device: str) -> None:
-        self._folder, self._device = folder, device
-        self._shapes: dict[str, dict[str, Sequence[int]]] = {}
-        for tensor in spec.tensors():
-            if tensor.name in names:
-                layer = self._shapes.setdefault(stage_of(tensor.name), {})
-                layer[tensor.name] = (1, *tensor.shape)[-3:]
+    own: Own
+    shift: Tensor
+    form: Form | None = None
 
-    @property
-    def layers(self) -> list[str]:
-        return [*self._shapes]
 
-    def names(self, layer: str) -> Collection[str]:
-        return self._shapes.get(layer, {})
+class Gathered(Mapping[str, Known]):
+    """What was gathered of some matrices, by name: in a folder, a file for each, read when it is
+    asked for. `whole`: with their forms."""
 
-    def has(self, layer: str) -> bool:
-        return self._place(layer).is_file()
+    def __init__(self, folder: Path, shapes: Mapping[str, Shape], device: str, *, whole: bool):
+        self._folder, self._shapes, self._device, self._whole = folder, shapes, device, whole
 
-    def save(self, layer: str, found: Mapping[str, Form]) -> None:
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def has(self, name: str) -> bool:
+        return self._place(name).is_file()
+
+    def keep(self, name: str, form: Form, shift: Tensor) -> None:
         """Raises `DoesNotFitError` where the disk is full."""
-        save(self._place(layer), _sides(found), {})
+        own = form.own
+        parts = {"shift": shift.half(), "inputs": own.inputs, "outputs": own.outputs}
+        if self._whole:
+            parts |= {"inputs": form.inputs, "outputs": form.outputs}
+        save(self._place(name), parts, {})
 
-    def load(self) -> dict[str, Form]:
-        """All of them, on the device."""
-        found: dict[str, Form] = {}
-        for layer, shapes in self._shapes.items():
-            own = {name: self._empty(shape) for name, shape in shapes.items()}
-            restore(self._place(layer), _sides(own))
-            found |= own
-        return found
+    def __getitem__(self, name: str) -> Known:
+        stack, rows, width = self._shapes[name]
+        sides = (rows, rows), (width, width)
+        if not self._whole:
+            sides = (rows,), (width,)
+        parts = {
+            "shift": torch.empty(stack, rows, width, dtype=torch.float16, device=self._device),
+            "outputs": torch.empty(stack, *sides[0], device=self._device),
+            "inputs": torch.empty(stack, *sides[1], device=self._device),
+        }
+        restore(self._place(name), parts)
+        shift = parts.pop("shift")
+        if not self._whole:
+            return Known(own=Own(**parts), shift=shift)
+        form = Form(**parts)
+        return Known(own=form.own, shift=shift, form=form)
 
-    def _empty(self, shape: Sequence[int]) -> Form:
-        stack, rows, width = shape
-        return Form(
-            inputs=torch.empty(stack, width, width, device=self._device),
-            outputs=torch.empty(stack, rows, rows, device=self._device),
-        )
-
-    def _place(self, layer: str) -> Path:
-        return self._folder / f"{layer}.npz"
+    def _place(self, name: str) -> Path:
+        return self._folder / f"{name}.npz"
 
 
 def gathered(
     source: Source,
-    names: Collection[str],
+    start: Mapping[str, QTensor],
     windows: Sequence[Sequence[int]],
     folder: Path,
     *,
+    whole: bool,
     job: Job,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Gathered:
-    """The forms of the matrices `names`, all in layers of `source`.
+    """Of matrices in layers of `source`, which a training begins with as they are in `start`.
 
-    They are kept in `folder`, layer by layer, which a stopped run of the same `job` takes up;
-    states of the windows that memory should not take lie there, too. Raises as `Walk.run` does.
+    It is kept in `folder`, which a stopped run of the same `job` takes up; states of the windows
+    that memory should not take lie there, too. Raises as `Walk.run` does.
     """
     claim(folder, job)
-    found = Gathered(source.spec, names, folder, device)
-    if not all(map(found.has, found.layers)):
+    shapes = {name: _stacked(q.shape) for name, q in start.items()}
+    found = Gathered(folder, shapes, device, whole=whole)
+    if not all(map(found.has, found)):
         flow = Flow(source.spec, windows, folder, every_layer=True)
-        Walk(source, ObservedOps(device), flow, seed=0).run(_Gathering(found, device, progress))
+        visitor = _Gathering(found, start, device, progress)
+        Walk(source, ObservedOps(device), flow, seed=0).run(visitor)
+        found = Gathered(
+            folder, {n: shapes[n] for n in shapes if found.has(n)}, device, whole=whole
+        )
     return found
 
 
 class Hold:
-    """What holds a training near the original: the forms of its matrices that are `Places`."""
+    """What holds a training near the original, by what is known of its matrices."""
 
     def __init__(
-        self,
-        forms: Mapping[str, Form],
-        tensors: Tensors,
-        original: Callable[[str], QTensor],
+        self, known: Mapping[str, Known], tensors: Tensors, original: Callable[[str], QTensor]
     ) -> None:
-        self._held: list[tuple[Places, Form, QTensor]] = []
-        for name, form in forms.items():
-            places = tensors.trained[name]
-            assert isinstance(places, Places)
-            self._held.append((places, form, original(name)))
+        self._held: list[tuple[Leaning, Own, Form | None, QTensor]] = []
+        for name, it in known.items():
+            weight = tensors.trained[name]
+            assert isinstance(weight, Places | Updates)
+            self._held.append((weight, it.own, it.form, original(name)))
 
     @torch.no_grad()
     def pull(self) -> None:
-        """Adds to the gradients of all places and steps."""
-        for places, form, original in self._held:
-            weight = places.weight()
+        """Adds to the gradients of all that is held."""
+        for leaning, own, form, original in self._held:
+            if form is None:
+                leaning.lean(OWN * own.curvature)
+                continue
+            weight = leaning.weight()
             errors = weight - decode(original, device=str(weight.device))
-            places.lean(FORM * form.gradient(errors), (FORM + OWN) * form.diagonal)
+            leaning.lean((FORM + OWN) * own.curvature, FORM * form.gradient(errors))
 
 
-def _sides(found: Mapping[str, Form]) -> dict[str, Tensor]:
-    inputs = {f"{name}.inputs": form.inputs for name, form in found.items()}
-    return inputs | {f"{name}.outputs": form.outputs for name, form in found.items()}
+def _stacked(shape: Sequence[int]) -> Shape:
+    stack, rows, width = (1, *shape)[-3:]
+    return stack, rows, width
 
 
 class _Gathering:
-    """The visitor that keeps the forms of every layer as it is left."""
+    """The visitor that keeps what there is to know of every layer as it is left."""
 
-    def __init__(self, kept: Gathered, device: str, progress: Progress | None) -> None:
-        self._kept, self._progress, self._done = kept, progress, 0
-        self._sides = BothSides(device)
+    def __init__(
+        self,
+        found: Gathered,
+        start: Mapping[str, QTensor],
+        device: str,
+        progress: Progress | None,
+    ) -> None:
+        self._found, self._start, self._progress, self._done = found, start, progress, 0
+        self._device, self._sides = device, BothSides(device)
 
     def top(self, states: Tensor, probabilities: Tensor) -> None:
         pass
 
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
-        if self._kept.has(block.name):
-            return
-        wanted = self._kept.names(block.name)
         names = {id(weight): name for name, weight in block.tensors.items()}
         for product, gradient in zip(passed, gradients, strict=True):
             name = names[id(product.weight)]
-            if name in wanted:
+            if name in self._found and not self._found.has(name):
                 self._sides.add(name, product, gradient)
 
     def left(self, block: Block) -> None:
-        names = self._kept.names(block.name)
-        if names and not self._kept.has(block.name):
-            self._kept.save(block.name, {name: self._form(name) for name in names})
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, len(self._kept.layers))
+        for name in self._sides.names:
+            form = self._form(name)
+            weight = decode(self._start[name], device=self._device)
+            self._found.keep(name, form, form.shift(weight, block.dense[name]))
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, len(self._found))
 
     def entered(self, rows: Rows, gradient: Tensor) -> None:
         pass

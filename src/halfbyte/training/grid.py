@@ -60,6 +60,19 @@ class OnGrid(Protocol):
         ...
 
 
+class Leaning(OnGrid, Protocol):
+    """A weight that has places."""
+
+    def lean(self, curvature: Tensor, gradient: Tensor | None = None) -> None:
+        """Draws places back to their integers, by adding to the gradients.
+
+        By `curvature` c, the second derivatives of a loss by the weights, a place is drawn by c s^2
+        times how far it is from its integer: so half-way to the next its gradient is what the loss
+        would change by the crossing. `gradient` is that of more loss, at the weights.
+        """
+        ...
+
+
 def trainable(scheme: Scheme) -> bool:
     """Whether a scheme has integers that can be trained."""
     return scheme.name in GRIDS
@@ -161,19 +174,15 @@ class Places:
         weight: Tensor = _Placed.apply(self._place, self._step, self._lattice)  # type: ignore
         return weight.view(self._lattice.shape)
 
-    def lean(self, gradient: Tensor, curvature: Tensor) -> None:
-        """Adds to the gradients those of a loss of the weights, of which they are f32 numbers.
-
-        With `curvature` c a place is drawn back to its integer, by c s^2 times how far it is from
-        that: so half-way to the next it feels what the loss would change by the crossing.
-        """
+    def lean(self, curvature: Tensor, gradient: Tensor | None = None) -> None:
         place, step = self._place.detach().float(), self._step.detach()
-        at_place, at_step = _back(self._lattice.grouped(gradient), place, step, self._lattice)
-        integers, _ = self._lattice.rounded(place)
-        squares = self._lattice.steps(step).square()[..., None]
-        pull = (place - integers).mul_(self._lattice.grouped(curvature)).mul_(squares)
-        _add(self._place, at_place.add_(pull).to(self._place.dtype))
-        _add(self._step, at_step)
+        at_place = _towards_integers(place, step, curvature, self._lattice)
+        if gradient is not None:
+            at_weight = self._lattice.grouped(gradient)
+            straight, at_step = _back(at_weight, place, step, self._lattice)
+            at_place.add_(straight)
+            _add(self._step, at_step)
+        _add(self._place, at_place.to(self._place.dtype))
 
     def stored(self) -> QTensor:
         integers, _ = self._lattice.rounded(self._place.detach().float())
@@ -248,6 +257,19 @@ class Updates:
         weight: Tensor = _Updated.apply(self._up, self._down, self._step, self)  # type: ignore
         return weight.view(self.lattice.shape)
 
+    @torch.no_grad()
+    def lean(self, curvature: Tensor, gradient: Tensor | None = None) -> None:
+        place = self.places(self._up, self._down)
+        at_place = _towards_integers(place, self._step, curvature, self.lattice)
+        if gradient is not None:
+            at_weight = self.lattice.grouped(gradient)
+            straight, at_step = _back(at_weight, place, self._step, self.lattice)
+            at_place.add_(straight)
+            _add(self._step, at_step)
+        at_product = at_place.view(len(self._up), -1)
+        _add(self._up, at_product @ self._down.t())
+        _add(self._down, self._up.t() @ at_product)
+
     def stored(self) -> QTensor:
         with torch.no_grad():
             integers, _ = self.lattice.rounded(self.places(self._up, self._down))
@@ -300,6 +322,13 @@ class _Updated(torch.autograd.Function):
 
 def _add(leaf: Tensor, gradient: Tensor) -> None:
     leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+
+
+def _towards_integers(place: Tensor, step: Tensor, curvature: Tensor, lattice: Lattice) -> Tensor:
+    """The gradients at places [rows, groups, group] that draw them to their integers."""
+    integers, _ = lattice.rounded(place)
+    squares = lattice.steps(step).square()[..., None]
+    return (place - integers).mul_(lattice.grouped(curvature)).mul_(squares)
 
 
 def _back(gradient: Tensor, place: Tensor, step: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:

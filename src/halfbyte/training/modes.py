@@ -19,7 +19,7 @@ from halfbyte.numerics.codec import decode
 from halfbyte.numerics.qtensor import QTensor
 from halfbyte.specs import LowRankSpec
 from halfbyte.training.adamw import AdamW
-from halfbyte.training.fisher import Form
+from halfbyte.training.fisher import Known
 from halfbyte.training.grid import DOWN, PLACE, STEP, UP, OnGrid, Places, Steps, Updates, trainable
 from halfbyte.training.loop import Optimizer
 from halfbyte.training.low_rank import A, Adapted, B
@@ -28,7 +28,7 @@ from halfbyte.training.student import TABLES, VALUE, Tensors, Vector
 
 Mode = Literal["full", "blockwise", "lora", "scales", "adapter"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-NO_FORMS: Mapping[str, Form] = {}
+NOTHING: Mapping[str, Known] = {}
 FOUR_BITS = ("q4_0", "int4", "uint4")  # whose places bf16 tells apart
 
 
@@ -92,17 +92,17 @@ class Trainer:
         self,
         original: Callable[[str], QTensor],
         start: Mapping[str, QTensor],
-        forms: Mapping[str, Form] = NO_FORMS,
+        known: Mapping[str, Known] = NOTHING,
     ) -> Tensors:
         """The tensors of `start`, with what is trained of them; `original` by name.
 
-        Places of which there is a form, of `full` alone, begin at rest.
+        Of what is `known` places begin at rest.
         """
         if self.mode == "adapter":
             return Adapted(start, self.adapter, self.device, seed=self.seed)
         found: dict[str, OnGrid] = {}
         for number, (name, q) in enumerate(start.items()):
-            made = self._trained(name, q, original, number, forms.get(name))
+            made = self._trained(name, q, original, number, known.get(name))
             if made is not None:
                 found[name] = made
         return Tensors(start, found)
@@ -120,7 +120,7 @@ class Trainer:
         q: QTensor,
         original: Callable[[str], QTensor],
         number: int,
-        form: Form | None,
+        known: Known | None,
     ) -> OnGrid | None:
         if len(q.shape) == 1:
             return Vector(q, self.device) if q.scheme.name == "f32" else None
@@ -129,10 +129,10 @@ class Trainer:
         if self.mode == "scales":
             return Steps(q, self.device)
         before = decode(original(name), device=self.device)
+        if known is not None:
+            before = decode(q, device=self.device).add_(known.shift.view(before.shape))
         if self.mode == "lora":
             seed = self.seed * 1_000_003 + number
             return Updates(q, before, self.device, rank=self.rank, seed=seed)
-        if form is not None:
-            before = form.rest(decode(q, device=self.device), before)
         rough = self.small and q.scheme.name.startswith(FOUR_BITS)
         return Places(q, before, self.device, kept=torch.bfloat16 if rough else torch.float32)

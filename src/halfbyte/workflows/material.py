@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from halfbyte import __version__
@@ -25,6 +26,7 @@ from halfbyte.formats.progress import Progress
 from halfbyte.kernels.choice import choose, oracle
 from halfbyte.models.decoder import Decoder
 from halfbyte.models.load import load
+from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer.calibrate import Calibration, Reader, Sampling
 from halfbyte.quantizer.calibrated import quantized
 from halfbyte.quantizer.pipeline import refuse_decoded, schemes_of
@@ -228,17 +230,18 @@ class Material:
         )
         return quantized(wanted, self._progress)
 
-    def gathered(self, names: Sequence[str]) -> Gathered:
+    def gathered(self, start: Mapping[str, QTensor], *, whole: bool) -> Gathered:
         """What errors of matrices cost, by some of the windows that are learned from."""
         taught = self.lessons[0]
         windows = taught.token_ids[: self._asked.curvature, :-1].tolist()
-        job = {"windows": digest(windows), "names": [*names], **self.identity}
+        own = {"windows": digest(windows), "start": hash_of(start), "whole": whole}
         return gathered(
             self.original,
-            names,
+            start,
             windows,
             self.folder / "forms",
-            job=job,
+            whole=whole,
+            job={**own, **self.identity},
             device=self.oracle.device,
             progress=self._progress,
         )
@@ -301,6 +304,14 @@ def _refuse_misasked(asked: Distilling, context: int) -> None:
             where="--mode blockwise",
             hint="another --mode, or --data instead of --task-data",
         )
+
+
+def hash_of(tensors: Mapping[str, QTensor]) -> str:
+    """Of what is stored."""
+    found = hashlib.sha256()
+    for q in tensors.values():
+        found.update(np.ascontiguousarray(q.data).data)
+    return found.hexdigest()
 
 
 def digest(values: Any) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from halfbyte.evals.reference import Reference
 from halfbyte.formats.checkpoint import Replaced, Source
@@ -17,18 +14,18 @@ from halfbyte.quantizer.stages import Finished, Stages
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.curves import Curve, Mark
 from halfbyte.training.distilling import Distillation, Lesson
-from halfbyte.training.fisher import FORM, OWN, Hold
+from halfbyte.training.fisher import FORM, OWN, Hold, Known
 from halfbyte.training.grid import trainable
 from halfbyte.training.loop import Outcome, Regimen, Tell, train
 from halfbyte.training.low_rank import Adapted
-from halfbyte.training.modes import Mode, Trainer
+from halfbyte.training.modes import NOTHING, Mode, Trainer
 from halfbyte.training.ops import TrainingOps
 from halfbyte.training.order import Order
 from halfbyte.training.schedule import Schedule
 from halfbyte.training.student import Student
 from halfbyte.training.teacher import Teacher, taught
 from halfbyte.workflows.asking import Distilling
-from halfbyte.workflows.material import Material, digest
+from halfbyte.workflows.material import Material, digest, hash_of
 from halfbyte.workflows.watching import Watch
 
 
@@ -63,7 +60,7 @@ class Teaching:
             rank=asked.rank,
             small=asked.small,
             seed=asked.seed,
-            rates=asked.rates.holding() if self._curved else asked.rates,
+            rates=asked.rates.holding() if self._holds else asked.rates,
             adapter=material.updates,
         )
 
@@ -76,14 +73,14 @@ class Teaching:
             "weighted": digest([taught.weights.tolist(), taught.supervised.tolist()]),
             "rates": asdict(asked.rates),
             "steps": [asked.steps, asked.batch, asked.at_once, asked.warmup],
-            "curvature": [self._curved, FORM, OWN, asked.curvature],
+            "curvature": [asked.curvature, FORM, OWN] if self._holds else None,
             "other": [asked.rank, asked.small, asked.again, asked.measure_every, asked.seed],
             "adapter": [asdict(update) for update in self._material.updates],
         }
 
     def run(self, tell: Callable[[str], Tell]) -> Taught:
         """Trains, or goes on where it was; `tell` gives whom to tell, by what is trained."""
-        job = {**self._material.identity, **self.settings(), "start": _hash(self._stored)}
+        job = {**self._material.identity, **self.settings(), "start": hash_of(self._stored)}
         if self._mode == "blockwise":
             return self._by_layers(job, tell)
         return self._whole(job, tell(self._mode))
@@ -92,12 +89,11 @@ class Teaching:
         asked, material = self._asked, self._material
         original = material.original
         taught, held = self._lessons()
-        gathered = material.gathered(self._curved) if self._curved else None
+        known = self._known()
         watch = Watch(self._device)
         watch.begin()
-        forms = {} if gathered is None else gathered.load()
-        tensors = self._trainer.tensors(original.tensor, self._stored, forms)
-        hold = Hold(forms, tensors, original.tensor) if forms else None
+        tensors = self._trainer.tensors(original.tensor, self._stored, known)
+        hold = Hold(known, tensors, original.tensor) if known else None
         student = Student(original.spec, tensors, TrainingOps(self._device), again=asked.again)
         order = Order(count=len(taught.samples), batch=asked.batch, seed=asked.seed)
         folder = material.folder / "run"
@@ -122,15 +118,20 @@ class Teaching:
         )
 
     @property
-    def _curved(self) -> list[str]:
-        """The matrices whose errors are known to cost what, while they are trained."""
-        if self._mode != "full" or self._asked.task or not self._asked.curvature:
-            return []
-        return [
-            name
+    def _holds(self) -> bool:
+        """Whether it knows what errors cost, and holds on to that."""
+        asked = self._asked
+        return self._mode in ("full", "lora") and not asked.task and asked.curvature > 0
+
+    def _known(self) -> Mapping[str, Known]:
+        if not self._holds:
+            return NOTHING
+        matrices = {
+            name: q
             for name, q in self._stored.items()
             if name.startswith("layers.") and len(q.shape) > 1 and trainable(q.scheme)
-        ]
+        }
+        return self._material.gathered(matrices, whole=self._mode == "full")
 
     def _by_layers(self, job: Mapping[str, Any], tell: Callable[[str], Tell]) -> Taught:
         asked, material = self._asked, self._material
@@ -180,10 +181,3 @@ class Teaching:
             measure_every=asked.measure_every,
             save_every_s=asked.save_every_s,
         )
-
-
-def _hash(tensors: Mapping[str, QTensor]) -> str:
-    found = hashlib.sha256()
-    for q in tensors.values():
-        found.update(np.ascontiguousarray(q.data).data)
-    return found.hexdigest()
