@@ -30,7 +30,7 @@ class BothSides:
         if name not in self._found:
             q = product.weight.stored
             count = q.shape[0] if len(q.shape) > 2 else 1
-            rows = q.shape[-2] if outputs else None
+            rows = q.num_rows // count if outputs else None
             self._found[name] = [_Sides(q.width, rows, self._device) for _ in range(count)]
         self._found[name][product.expert or 0].add(product.input, gradient)
 
