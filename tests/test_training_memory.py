@@ -110,7 +110,8 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool, curved: 
     updates = updates_for(spec, rank=8, alpha=8) if mode == "adapter" else ()
     with TensorMemory() as memory:
         trainer = Trainer(mode=mode, rank=8, small=small_, adapter=updates)
-        known = Curves(spec, whole=mode == "full") if mode in ("full", "lora") and curved else {}
+        whole = mode == "full" and not small_
+        known = Curves(spec, whole=whole) if mode in ("full", "lora") and curved else {}
         tensors = trainer.tensors(original.tensor, stored, known)
         hold = Hold(known, tensors, original.tensor) if known else None
         student = Student(spec, tensors, TrainingOps(), again=again)

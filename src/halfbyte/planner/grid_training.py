@@ -154,8 +154,9 @@ def _frozen(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) 
 
 
 def _curvature(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
-    """What errors of the layers' matrices cost: a square for each side, in lora its diagonal."""
-    power, total = 2 if training.mode == "qat" else 1, 0
+    """What errors of the layers' matrices cost: a square for each side, or its diagonal."""
+    whole = training.mode == "qat" and training.precision != "bf16"
+    power, total = 2 if whole else 1, 0
     for tensor in spec.tensors():
         if tensor.name.startswith("layers.") and on_grid(tensor, schemes[tensor.name], training):
             stack, rows, width = (1, *tensor.shape)[-3:]

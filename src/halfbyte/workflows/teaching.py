@@ -131,7 +131,8 @@ class Teaching:
             for name, q in self._stored.items()
             if name.startswith("layers.") and len(q.shape) > 1 and trainable(q.scheme)
         }
-        return self._material.gathered(matrices, whole=self._mode == "full")
+        whole = self._mode == "full" and not self._asked.small
+        return self._material.gathered(matrices, whole=whole)
 
     def _by_layers(self, job: Mapping[str, Any], tell: Callable[[str], Tell]) -> Taught:
         asked, material = self._asked, self._material
