@@ -46,7 +46,6 @@ from halfbyte.training.student import Tensors
 FORM = 4.0  # how much a form counts beside the loss on the windows
 OWN = 0.5  # of the curvature of that loss, bounded as it is (`divergence.py`), by the form
 
-
 Shape = tuple[int, int, int]  # matrices, rows, width
 
 
@@ -130,20 +129,15 @@ class Gathered(Mapping[str, Known]):
 
     def __getitem__(self, name: str) -> Known:
         stack, rows, width = self._shapes[name]
-        sides = (rows, rows), (width, width)
-        if not self._whole:
-            sides = (rows,), (width,)
-        parts = {
-            "shift": torch.empty(stack, rows, width, dtype=torch.float16, device=self._device),
-            "outputs": torch.empty(stack, *sides[0], device=self._device),
-            "inputs": torch.empty(stack, *sides[1], device=self._device),
+        outputs, inputs = ((rows, rows), (width, width)) if self._whole else ((rows,), (width,))
+        sides = {
+            "outputs": torch.empty(stack, *outputs, device=self._device),
+            "inputs": torch.empty(stack, *inputs, device=self._device),
         }
-        restore(self._place(name), parts)
-        shift = parts.pop("shift")
-        if not self._whole:
-            return Known(own=Own(**parts), shift=shift)
-        form = Form(**parts)
-        return Known(own=form.own, shift=shift, form=form)
+        shift = torch.empty(stack, rows, width, dtype=torch.float16, device=self._device)
+        restore(self._place(name), {"shift": shift, **sides})
+        form = Form(**sides) if self._whole else None
+        return Known(own=Own(**sides) if form is None else form.own, shift=shift, form=form)
 
     def _place(self, name: str) -> Path:
         return self._folder / f"{name}.npz"
@@ -172,9 +166,6 @@ def gathered(
         flow = Flow(source.spec, windows, folder, every_layer=True)
         visitor = _Gathering(found, start, device, progress)
         Walk(source, ObservedOps(device), flow, seed=0).run(visitor)
-        found = Gathered(
-            folder, {n: shapes[n] for n in shapes if found.has(n)}, device, whole=whole
-        )
     return found
 
 
