@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from halfbyte.planner.probe import forget_peak, peak_bytes, resident_bytes
+from halfbyte.planner.probe import forget_peak, peak_bytes, release, resident_bytes
 
 
 class Watch:
@@ -20,6 +20,7 @@ class Watch:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         else:
+            release()
             forget_peak()
             self._before = resident_bytes()
 
