@@ -34,10 +34,11 @@ class Whole:
         inputs = decoder.enter(rows)[1]
 
         def run() -> Tensor:
-            y = x
+            y, self.ends = x, []
             for index, weights in enumerate(decoder.weights.layers):
                 y = decoder.attention(y, index, weights, rows, caches[index])
                 y = decoder.feed_forward(y, index, weights, inputs)
+                self.ends.append(y)
             return y
 
         end, self.passed = ops.passed_in(run)
@@ -46,7 +47,9 @@ class Whole:
         chance = torch.Generator().manual_seed(5)
         drawn = torch.multinomial(log_p.detach().exp(), 1, generator=chance)
         outputs = [product.output for product in self.passed]
-        self.entry, *self.inner = torch.autograd.grad(log_p.gather(1, drawn).sum(), [x, *outputs])
+        leaves = [x, *self.ends, *outputs]
+        self.entry, *found = torch.autograd.grad(log_p.gather(1, drawn).sum(), leaves)
+        self.behind, self.inner = found[: len(self.ends)], found[len(self.ends) :]
 
 
 class Looking:
@@ -56,10 +59,14 @@ class Looking:
         self.states = self.gradient = torch.empty(0)
         self.inner: list[tuple[Tensor, Tensor]] = []
         self.order: list[int] = []
+        self.behind_layers: dict[int, Tensor] = {}
 
     def top(self, states: Tensor, probabilities: Tensor) -> None:
         self.states = states
         assert torch.allclose(probabilities.sum(-1), torch.ones(len(states)))
+
+    def behind(self, block: Block, gradient: Tensor) -> None:
+        self.behind_layers[block.index] = gradient.clone()
 
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         self.inner = [
@@ -85,6 +92,8 @@ def test_a_walk_is_the_backward_of_the_whole(name: str, tmp_path: Path) -> None:
     whole = Whole(model, flow.batches[0].rows)
     torch.testing.assert_close(looking.states, whole.states, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(looking.gradient, whole.entry, rtol=1e-3, atol=1e-5)
+    for index, expected in enumerate(whole.behind):
+        torch.testing.assert_close(looking.behind_layers[index], expected, rtol=1e-3, atol=1e-5)
     assert len(looking.inner) == len(whole.passed)
     for (x, gradient), passed, expected in zip(
         looking.inner, whole.passed, whole.inner, strict=True

@@ -32,6 +32,9 @@ class Looking:
     def top(self, states: torch.Tensor, probabilities: torch.Tensor) -> None:
         pass
 
+    def behind(self, block: Block, gradient: torch.Tensor) -> None:
+        pass
+
     def layer(
         self, block: Block, passed: Sequence[Passed], gradients: Sequence[torch.Tensor]
     ) -> None:

@@ -27,6 +27,7 @@ from halfbyte.training.ops import TrainingOps
 from halfbyte.training.student import Student, Tensors
 
 ROWS, WIDTH = 48, 128
+PARTS = ("whole", "work")
 Q4_0, Q8_0 = SCHEMES["q4_0"], SCHEMES["q8_0"]
 
 
@@ -202,6 +203,10 @@ def test_a_stopped_gathering_goes_on(
     assert (tmp_path / "work" / "layers.1.mlp.down.weight.npz").exists()
     again = made(model, tmp_path / "work")
     assert set(again) == set(whole)
+    for layer in ("layers.0", "layers.1"):
+        metrics = [made(model, tmp_path / it).metric(layer, model.spec.hidden) for it in PARTS]
+        assert torch.equal(*metrics)
+        assert torch.linalg.eigvalsh(metrics[0]).max() > 0
     for key, found in again.items():
         for ours, theirs in ((found.form, whole[key].form), (found.own, whole[key].own)):
             assert ours is not None and theirs is not None

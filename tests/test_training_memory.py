@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from halfbyte.specs import ModelSpec, recipe_of
 from halfbyte.training import loop
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.distilling import Distillation, Lesson
-from halfbyte.training.fisher import Form, Hold, Known, Own
+from halfbyte.training.fisher import Form, Gathered, Hold, Known, Own
 from halfbyte.training.loop import Regimen
 from halfbyte.training.modes import Mode, Trainer
 from halfbyte.training.ops import TrainingOps
@@ -74,30 +73,28 @@ def planned(spec: ModelSpec, mode: str, **settings: Any) -> int:
     return sum(cost.bytes for cost in costs if cost.place == "device")
 
 
-class Curves(Mapping[str, Known]):
+class Curves(Gathered):
     """What is known of every matrix, made as it is asked for."""
 
     def __init__(self, spec: ModelSpec, *, whole: bool) -> None:
-        self._shapes = {
-            t.name: t.shape
+        shapes = {
+            t.name: (1, t.shape[0], t.shape[1])
             for t in spec.tensors()
             if t.name.startswith("layers.") and len(t.shape) > 1
         }
-        self._whole = whole
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
+        super().__init__(Path(), shapes, "cpu", whole=whole)
+        self._sizes, self._squares = shapes, whole
 
     def __getitem__(self, name: str) -> Known:
-        rows, width = self._shapes[name]
+        _, rows, width = self._sizes[name]
         shift = torch.zeros(1, rows, width)
-        if self._whole:
+        if self._squares:
             form = Form(inputs=torch.eye(width)[None], outputs=torch.eye(rows)[None])
             return Known(own=form.own, shift=shift, form=form)
         return Known(own=Own(inputs=torch.ones(1, width), outputs=torch.ones(1, rows)), shift=shift)
+
+    def metric(self, layer: str, hidden: int) -> torch.Tensor:
+        return torch.eye(hidden)
 
 
 def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool, curved: bool = True) -> int:
@@ -167,7 +164,10 @@ def by_layers(spec: ModelSpec, folder: Path, *, length: int, at_once: int) -> tu
     lessons = Lessons(regimen=regimen, batches=1, held=1, seed=0)
     with TensorMemory() as memory:
         trainer = Trainer(mode="blockwise")
-        job = Layerwise(original, start, windows, stages, lessons, trainer, at_once=at_once)
+        known = Curves(spec, whole=False)
+        job = Layerwise(
+            original, start, windows, stages, lessons, trainer, at_once=at_once, known=known
+        )
         job.run(lambda _: lambda _: None, {})
     return memory.peak, 2 * 4 * 2 * at_once * length * spec.hidden
 

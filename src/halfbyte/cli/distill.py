@@ -178,7 +178,7 @@ def _from_file(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     type=click.IntRange(min=0),
     default=1024,
     show_default=True,
-    help="Windows by which full and lora learn what an error of a weight costs; 0: does without.",
+    help="Windows by which it learns what errors of weights cost, if it moves integers. 0: none.",
 )
 @click.option("--small", is_flag=True, help="8-bit states of the optimizer, weights in bf16.")
 @click.option(

@@ -82,7 +82,7 @@ def costs_on_grid(
         bytes=ceil(STATES[training.optimizer] * count),
         note=f"the states of {training.optimizer}",
     )
-    if training.mode in ("qat", "qat-lora") and training.curvature:
+    if training.mode in ("qat", "qat-lora", "blockwise") and training.curvature:
         size = _curvature(spec, schemes, training)
         yield Cost(component="curvature", bytes=size, note="of both sides of every matrix")
     yield from _passes(spec, training)
@@ -156,12 +156,14 @@ def _frozen(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) 
 def _curvature(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
     """What errors of the layers' matrices cost: a square for each side, or its diagonal."""
     whole = training.mode == "qat" and training.precision != "bf16"
-    power, total = 2 if whole else 1, 0
+    power, sizes = 2 if whole else 1, Counter[str]()
     for tensor in spec.tensors():
         if tensor.name.startswith("layers.") and on_grid(tensor, schemes[tensor.name], training):
             stack, rows, width = (1, *tensor.shape)[-3:]
-            total += F32 * stack * (rows**power + width**power)
-    return total
+            sizes[tensor.name.split(".")[1]] += F32 * stack * (rows**power + width**power)
+    if training.mode == "blockwise":
+        return max(sizes.values(), default=0) + F32 * spec.hidden**2  # and a metric of its states
+    return sizes.total()
 
 
 def _passes(spec: ModelSpec, training: Training) -> Iterator[Cost]:

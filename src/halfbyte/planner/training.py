@@ -77,8 +77,8 @@ class Training:
     body is stored, `rank` that of low-rank updates, `targets` what an adapter of ours changes, by
     the ends of names in Hugging Face (none: all linears). `tokens`: whose final states a teacher
     has left on disk, and blockwise, whose inputs of a block lie ready. On the grid everything is
-    computed in f32, and bf16 is how weights are kept; `curvature`: qat and qat-lora hold on to
-    what errors of their matrices cost. Raises `InvalidInputError`.
+    computed in f32, and bf16 is how weights are kept; `curvature`: modes that move integers
+    hold on to what errors of their matrices cost. Raises `InvalidInputError`.
     """
 
     mode: Mode

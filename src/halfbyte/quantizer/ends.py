@@ -62,6 +62,9 @@ class Ends:
         self._final.add(states)
         self._predicted += (probabilities * (1 - probabilities)).sum(0)
 
+    def behind(self, block: Block, gradient: Tensor) -> None:
+        pass
+
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         pass
 

@@ -45,6 +45,10 @@ class Visitor(Protocol):
         """Final states [R, H], normed, and what the model predicts of them [R, V]."""
         ...
 
+    def behind(self, block: Block, gradient: Tensor) -> None:
+        """The gradient [R, H] at the states that a layer makes of a batch."""
+        ...
+
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         """The products of a layer with a batch, and the gradient at the output of each."""
         ...
@@ -145,6 +149,7 @@ class Walk:
         inner = [product.output for product in passed]
         found = torch.autograd.grad(end, [start, *inner], gradient.to(self._ops.device))
         with torch.no_grad():
+            visitor.behind(block, gradient.to(self._ops.device))
             visitor.layer(block, passed, found[1:])
         return found[0].cpu()
 

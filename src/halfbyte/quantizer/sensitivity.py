@@ -109,6 +109,9 @@ class Sensitivity:
     def top(self, states: Tensor, probabilities: Tensor) -> None:
         self._ends.top(states, probabilities)
 
+    def behind(self, block: Block, gradient: Tensor) -> None:
+        pass
+
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         names = {id(weight): name for name, weight in block.tensors.items()}
         for candidate in CANDIDATES:

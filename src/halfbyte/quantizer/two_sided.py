@@ -102,6 +102,9 @@ class _Visitor:
     def top(self, states: Tensor, probabilities: Tensor) -> None:
         self._final.add(states)
 
+    def behind(self, block: Block, gradient: Tensor) -> None:
+        pass
+
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         if self._asked.stages.has(block.name):
             return

@@ -6,7 +6,9 @@ other's; then both go on behind it. One layer is resident, whatever the model's 
 are kept in a folder (`quantizer/stages.py`), the one under way in a folder of its own: a kill costs
 minutes, and the result is the same.
 
-The loss is the mean square of the difference, over that of what the layer adds: 0 is the original.
+The loss is the square of the difference in a metric. Where it is known (`fisher.py`), that is
+what a difference costs the predictions, in nats; else the mean square over that of what the layer
+adds. 0 is the original.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from halfbyte.numerics.qtensor import QTensor
 from halfbyte.quantizer.flow import Batch, Flow
 from halfbyte.quantizer.outer import outer
 from halfbyte.quantizer.stages import Stages, stage_of
+from halfbyte.training.fisher import Gathered, Hold
 from halfbyte.training.loop import Learned, Outcome, Regimen, Tell, train
 from halfbyte.training.modes import Trainer
 from halfbyte.training.ops import TrainingOps
@@ -43,6 +46,10 @@ class Layer:
     def __init__(self, decoder: Decoder, ops: TrainingOps, index: int, tensors: Tensors) -> None:
         self._decoder, self._ops, self._index = decoder, ops, index
         self.tensors = tensors
+
+    @property
+    def device(self) -> str:
+        return self._ops.device
 
     def run(self, batch: Batch) -> Tensor:
         """The states [R, H] behind the layer, of those of a batch before it."""
@@ -63,15 +70,29 @@ class Layer:
 
 
 class LayerTask:
-    """A task for the training loop: one layer. The last `held` batches are only measured."""
+    """A task for the training loop: one layer. The last `held` batches are only measured.
+
+    An error d of a row's states costs d^T M d / 2, with M = `metric` [H, H], by default a multiple
+    of one; `hold` adds to that what was known before.
+    """
 
     def __init__(
-        self, layer: Layer, given: Flow, wanted: Flow, *, held: int, batches: int, seed: int
+        self,
+        layer: Layer,
+        given: Flow,
+        wanted: Flow,
+        *,
+        held: int,
+        batches: int,
+        seed: int,
+        metric: Tensor | None = None,
+        hold: Hold | None = None,
     ) -> None:
         self._layer, self._given, self._wanted = layer, given.batches, wanted.batches
         self._taught = len(self._given) - held
         self._order = Order(count=self._taught, batch=batches, seed=seed)
-        self._size = self._change()
+        self._metric = self._plain() if metric is None else metric
+        self._hold = hold
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -85,6 +106,8 @@ class LayerTask:
             found = self._loss(number) / len(index)
             found.backward()
             loss += float(found.detach())
+        if self._hold is not None:
+            self._hold.pull()
         return Learned(loss=loss, tokens=sum(len(self._given[i].x) for i in index))
 
     @torch.no_grad()
@@ -96,13 +119,14 @@ class LayerTask:
         batch = self._given[number]
         found = self._layer.run(replace(batch, kept={**batch.kept}))
         wanted = self._wanted[number].x.to(found.device)
-        return (found - wanted).square().mean() / self._size
+        errors = found - wanted
+        return (errors @ self._metric).mul(errors).sum(-1).mean() / 2
 
-    def _change(self) -> float:
-        """The mean square of what the layer adds on the way of the original, about."""
-        batch = self._given[-1]
-        wanted = self._wanted[-1].x
-        return max(float((wanted - batch.x).square().mean()), 1e-30)
+    def _plain(self) -> Tensor:
+        """By which a loss is the mean square of errors, over that of what the layer adds, about."""
+        change = (self._wanted[-1].x - self._given[-1].x).square().sum(-1).mean()
+        unit = torch.eye(self._wanted[-1].x.shape[-1], device=self._layer.device)
+        return unit.mul_(2 / max(float(change), 1e-30))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +152,10 @@ class Layerwise:
         trainer: Trainer,
         *,
         at_once: int,
+        known: Gathered | None = None,
     ) -> None:
         self._original, self._start, self._stages = original, start, stages
-        self._lessons, self._trainer = lessons, trainer
+        self._lessons, self._trainer, self._known = lessons, trainer, known
         self._ops = ops = TrainingOps(trainer.device)
         flows = [Flow(original.spec, windows, stages.folder, at_once=at_once) for _ in range(2)]
         self._wanted, self._given = flows
@@ -152,7 +177,7 @@ class Layerwise:
             original = {name: self._original.tensor(name) for name in begun}
             self._advance(self._wanted, self._decoders[0], stage, original)
             if not self._stages.has(stage):
-                tensors = self._trainer.tensors(self._original.tensor, begun)
+                tensors = self._trainer.tensors(self._original.tensor, begun, self._known or {})
                 outcome = self._train(stage, tensors, tell(stage), job)
                 self._outcomes.save(stage, outcome)
                 self._stages.save(stage, dict(tensors.results()))
@@ -163,7 +188,10 @@ class Layerwise:
 
     def _train(self, stage: str, tensors: Tensors, tell: Tell, job: Mapping[str, Any]) -> Outcome:
         layer = Layer(self._decoders[1], self._ops, _number(stage), tensors)
-        lessons = self._lessons
+        lessons, metric, hold = self._lessons, None, None
+        if self._known is not None:
+            metric = self._known.metric(stage, self._original.spec.hidden)
+            hold = Hold(self._known, tensors, self._original.tensor, own=1.0)
         task = LayerTask(
             layer,
             self._given,
@@ -171,6 +199,8 @@ class Layerwise:
             held=lessons.held,
             batches=lessons.batches,
             seed=lessons.seed + _number(stage),
+            metric=metric,
+            hold=hold,
         )
         folder = self._stages.folder / stage
         outcome = train(

@@ -37,6 +37,7 @@ from halfbyte.numerics.scales import inverse
 from halfbyte.quantizer.block import Block
 from halfbyte.quantizer.flow import Flow
 from halfbyte.quantizer.gradients import Walk
+from halfbyte.quantizer.moment import SecondMoment
 from halfbyte.quantizer.observed import ObservedOps, Passed
 from halfbyte.quantizer.sides import BothSides
 from halfbyte.training.checkpoints import restore, save
@@ -44,7 +45,7 @@ from halfbyte.training.grid import Leaning, Places, Updates
 from halfbyte.training.student import Tensors
 
 FORM = 4.0  # how much a form counts beside the loss on the windows
-OWN = 0.5  # of the curvature of that loss, bounded as it is (`divergence.py`), by the form
+OWN = 0.5  # of the curvature that a loss has by the form, where it is bounded (`divergence.py`)
 
 Shape = tuple[int, int, int]  # matrices, rows, width
 
@@ -127,6 +128,16 @@ class Gathered(Mapping[str, Known]):
             parts |= {"inputs": form.inputs, "outputs": form.outputs}
         save(self._place(name), parts, {})
 
+    def keep_metric(self, layer: str, metric: Tensor) -> None:
+        """Raises as `keep` does."""
+        save(self._place(layer), {"metric": metric}, {})
+
+    def metric(self, layer: str, hidden: int) -> Tensor:
+        """M [H, H]: an error d of the states behind a layer costs d^T M d / 2 nats a token."""
+        metric = torch.empty(hidden, hidden, device=self._device)
+        restore(self._place(layer), {"metric": metric})
+        return metric
+
     def __getitem__(self, name: str) -> Known:
         stack, rows, width = self._shapes[name]
         outputs, inputs = ((rows, rows), (width, width)) if self._whole else ((rows,), (width,))
@@ -170,27 +181,36 @@ def gathered(
 
 
 class Hold:
-    """What holds a training near the original, by what is known of its matrices."""
+    """What holds a training near the original, by what is known of its matrices.
+
+    `own`: how much of their curvature the loss of the training has."""
 
     def __init__(
-        self, known: Mapping[str, Known], tensors: Tensors, original: Callable[[str], QTensor]
+        self,
+        known: Mapping[str, Known],
+        tensors: Tensors,
+        original: Callable[[str], QTensor],
+        *,
+        own: float = OWN,
     ) -> None:
+        self._own = own
         self._held: list[tuple[Leaning, Own, Form | None, QTensor]] = []
-        for name, it in known.items():
-            weight = tensors.trained[name]
-            assert isinstance(weight, Places | Updates)
-            self._held.append((weight, it.own, it.form, original(name)))
+        for name, weight in tensors.trained.items():
+            if name in known:
+                assert isinstance(weight, Places | Updates)
+                it = known[name]
+                self._held.append((weight, it.own, it.form, original(name)))
 
     @torch.no_grad()
     def pull(self) -> None:
         """Adds to the gradients of all that is held."""
         for leaning, own, form, original in self._held:
             if form is None:
-                leaning.lean(OWN * own.curvature)
+                leaning.lean(self._own * own.curvature)
                 continue
             weight = leaning.weight()
             errors = weight - decode(original, device=str(weight.device))
-            leaning.lean((FORM + OWN) * own.curvature, FORM * form.gradient(errors))
+            leaning.lean((FORM + self._own) * own.curvature, FORM * form.gradient(errors))
 
 
 def _stacked(shape: Sequence[int]) -> Shape:
@@ -210,9 +230,15 @@ class _Gathering:
     ) -> None:
         self._found, self._start, self._progress, self._done = found, start, progress, 0
         self._device, self._sides = device, BothSides(device)
+        self._metric: SecondMoment | None = None  # of the layer that is passed
 
     def top(self, states: Tensor, probabilities: Tensor) -> None:
         pass
+
+    def behind(self, block: Block, gradient: Tensor) -> None:
+        if self._metric is None:
+            self._metric = SecondMoment(gradient.shape[-1], self._device)
+        self._metric.add(gradient)
 
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         names = {id(weight): name for name, weight in block.tensors.items()}
@@ -222,6 +248,9 @@ class _Gathering:
                 self._sides.add(name, product, gradient)
 
     def left(self, block: Block) -> None:
+        assert self._metric is not None
+        self._found.keep_metric(block.name, self._metric.mean)
+        self._metric = None
         for name in self._sides.names:
             form = self._form(name)
             weight = decode(self._start[name], device=self._device)

@@ -22,9 +22,9 @@ class Distilling:
     quantized form of it, by default made here. `batch` windows go into a step, `at_once` through
     the model at a time; where it stands is saved every `save_every_s` seconds. `alpha` (by default
     the rank) and `targets` (by default all linears) are those of an adapter. `budget` bytes decide
-    the mode where it is "auto". By `curvature` windows full and lora learn what errors of a weight
-    cost (`training/fisher.py`); by none they do without. `made_by` is the command line that a
-    report tells of.
+    the mode where it is "auto". By `curvature` windows modes that move integers learn what errors
+    of a weight cost (`training/fisher.py`); by none they do without. `made_by` is the command line
+    that a report tells of.
     """
 
     data: Sequence[Path]

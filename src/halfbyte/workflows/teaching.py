@@ -14,7 +14,7 @@ from halfbyte.quantizer.stages import Finished, Stages
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.curves import Curve, Mark
 from halfbyte.training.distilling import Distillation, Lesson
-from halfbyte.training.fisher import FORM, OWN, Hold, Known
+from halfbyte.training.fisher import FORM, OWN, Gathered, Hold
 from halfbyte.training.grid import trainable
 from halfbyte.training.loop import Outcome, Regimen, Tell, train
 from halfbyte.training.low_rank import Adapted
@@ -27,6 +27,8 @@ from halfbyte.training.teacher import Teacher, taught
 from halfbyte.workflows.asking import Distilling
 from halfbyte.workflows.material import Material, digest, hash_of
 from halfbyte.workflows.watching import Watch
+
+HOLDING = ("full", "lora", "blockwise")  # modes that move integers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,7 @@ class Teaching:
         asked, material = self._asked, self._material
         original = material.original
         taught, held = self._lessons()
-        known = self._known()
+        known = self._known() or NOTHING
         watch = Watch(self._device)
         watch.begin()
         tensors = self._trainer.tensors(original.tensor, self._stored, known)
@@ -121,11 +123,11 @@ class Teaching:
     def _holds(self) -> bool:
         """Whether it knows what errors cost, and holds on to that."""
         asked = self._asked
-        return self._mode in ("full", "lora") and not asked.task and asked.curvature > 0
+        return self._mode in HOLDING and not asked.task and asked.curvature > 0
 
-    def _known(self) -> Mapping[str, Known]:
+    def _known(self) -> Gathered | None:
         if not self._holds:
-            return NOTHING
+            return None
         matrices = {
             name: q
             for name, q in self._stored.items()
@@ -143,6 +145,7 @@ class Teaching:
             schemes=material.schemes,
             job=job,
         )
+        known = self._known()
         watch = Watch(self._device)
         watch.begin()
         layerwise = Layerwise(
@@ -158,6 +161,7 @@ class Teaching:
             ),
             self._trainer,
             at_once=asked.at_once,
+            known=known,
         )
         outcomes = layerwise.run(tell, job)
         watch.end()
