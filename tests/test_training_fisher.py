@@ -111,7 +111,7 @@ def walked(places: Places, hold: Hold, found: Form, original: Tensor) -> list[fl
         for leaf in places.parameters.values():
             leaf.grad = None
         hold.pull()
-        optimizer.step(step, Rates().held)
+        optimizer.step(step, Rates().held_places)
     return [costs[0], found.cost(places.weight().detach() - original)]
 
 

@@ -34,15 +34,16 @@ FOUR_BITS = ("q4_0", "int4", "uint4")  # whose places bf16 tells apart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """How far one step moves: a place, in steps of the grid, or `held` by forms; a step or a number
-    of a vector, in parts of its tensor's mean; a factor of a low-rank update; a number of an
-    adapter."""
+    """How far one step moves: a place, in steps of the grid; a step or a number of a vector, in
+    parts of its tensor's mean; a factor of a low-rank update; a number of an adapter. What is
+    `held` (`fisher.py`) may move further."""
 
     places: float = 0.002
-    held: float = 0.01
+    held_places: float = 0.01
     steps: float = 0.0004
     vectors: float = 0.0004
     updates: float = 0.0015
+    held_updates: float = 0.004
     adapter: float = 0.001
 
     @staticmethod
@@ -51,16 +52,17 @@ class Rates:
         usual = Rates()
         return Rates(
             places=usual.places if places is None else places,
-            held=usual.held if places is None else places,
+            held_places=usual.held_places if places is None else places,
             updates=usual.updates if places is None else places,
+            held_updates=usual.held_updates if places is None else places,
             adapter=usual.adapter if places is None else places,
             steps=usual.steps if scales is None else scales,
             vectors=usual.vectors if scales is None else scales,
         )
 
     def holding(self) -> Rates:
-        """With places that are held."""
-        return replace(self, places=self.held)
+        """Of a training whose places are held."""
+        return replace(self, places=self.held_places, updates=self.held_updates)
 
     def of(self, name: str) -> float:
         """The rate of a parameter, by its name's end."""
