@@ -147,9 +147,10 @@ class Walk:
         with torch.enable_grad():
             end, passed = self._ops.passed_in(run)
         inner = [product.output for product in passed]
-        found = torch.autograd.grad(end, [start, *inner], gradient.to(self._ops.device))
+        gradient = gradient.to(self._ops.device)
+        found = torch.autograd.grad(end, [start, *inner], gradient)
         with torch.no_grad():
-            visitor.behind(block, gradient.to(self._ops.device))
+            visitor.behind(block, gradient)
             visitor.layer(block, passed, found[1:])
         return found[0].cpu()
 

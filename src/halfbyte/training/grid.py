@@ -175,13 +175,8 @@ class Places:
         return weight.view(self._lattice.shape)
 
     def lean(self, curvature: Tensor, gradient: Tensor | None = None) -> None:
-        place, step = self._place.detach().float(), self._step.detach()
-        at_place = _towards_integers(place, step, curvature, self._lattice)
-        if gradient is not None:
-            at_weight = self._lattice.grouped(gradient)
-            straight, at_step = _back(at_weight, place, step, self._lattice)
-            at_place.add_(straight)
-            _add(self._step, at_step)
+        place = self._place.detach().float()
+        at_place = _leant(place, self._step, curvature, gradient, self._lattice)
         _add(self._place, at_place.to(self._place.dtype))
 
     def stored(self) -> QTensor:
@@ -260,12 +255,7 @@ class Updates:
     @torch.no_grad()
     def lean(self, curvature: Tensor, gradient: Tensor | None = None) -> None:
         place = self.places(self._up, self._down)
-        at_place = _towards_integers(place, self._step, curvature, self.lattice)
-        if gradient is not None:
-            at_weight = self.lattice.grouped(gradient)
-            straight, at_step = _back(at_weight, place, self._step, self.lattice)
-            at_place.add_(straight)
-            _add(self._step, at_step)
+        at_place = _leant(place, self._step, curvature, gradient, self.lattice)
         at_product = at_place.view(len(self._up), -1)
         _add(self._up, at_product @ self._down.t())
         _add(self._down, self._up.t() @ at_product)
@@ -324,11 +314,18 @@ def _add(leaf: Tensor, gradient: Tensor) -> None:
     leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
 
 
-def _towards_integers(place: Tensor, step: Tensor, curvature: Tensor, lattice: Lattice) -> Tensor:
-    """The gradients at places [rows, groups, group] that draw them to their integers."""
+def _leant(
+    place: Tensor, step: Tensor, curvature: Tensor, gradient: Tensor | None, lattice: Lattice
+) -> Tensor:
+    """The gradients of `Leaning.lean` at places [rows, groups, group]; at `step` they are added."""
     integers, _ = lattice.rounded(place)
-    squares = lattice.steps(step).square()[..., None]
-    return (place - integers).mul_(lattice.grouped(curvature)).mul_(squares)
+    squares = lattice.steps(step.detach()).square()[..., None]
+    at_place = (place - integers).mul_(lattice.grouped(curvature)).mul_(squares)
+    if gradient is not None:
+        straight, at_step = _back(lattice.grouped(gradient), place, step.detach(), lattice)
+        _add(step, at_step)
+        at_place.add_(straight)
+    return at_place
 
 
 def _back(gradient: Tensor, place: Tensor, step: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
