@@ -11,7 +11,6 @@ import torch
 from random_model import RandomModel, read_config
 from tensor_memory import TensorMemory
 
-from halfbyte.evals.reference import Baseline
 from halfbyte.families import spec_of
 from halfbyte.formats.lora_writing import updates_for
 from halfbyte.planner.grid_training import costs_on_grid
@@ -22,6 +21,7 @@ from halfbyte.training import loop
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.distilling import Distillation, Lesson
 from halfbyte.training.fisher import Form, Gathered, Hold, Known, Own
+from halfbyte.training.heads import StoredHead
 from halfbyte.training.loop import Regimen
 from halfbyte.training.modes import Mode, Trainer
 from halfbyte.training.ops import TrainingOps
@@ -113,8 +113,7 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool, curved: 
         hold = Hold(known, tensors, original.tensor) if known else None
         student = Student(spec, tensors, TrainingOps(), again=again)
         optimizer = trainer.optimizer(tensors)
-        baseline = Baseline(spec=spec, head=head, device="cpu", states=states)
-        lesson = Lesson(some, Teacher(baseline, LENGTH))
+        lesson = Lesson(some, Teacher(states, LENGTH, StoredHead(head, "cpu"), spec.logit_softcap))
         order = Order(count=2 * BATCH, batch=2 * BATCH)
         task = Distillation(student, lesson, lesson, order, at_once=BATCH, hold=hold)
         for step in range(2):

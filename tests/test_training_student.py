@@ -151,7 +151,7 @@ def test_a_teacher_says_what_the_original_says(tiny_gemma4: Path) -> None:
         supervised=np.zeros(3, np.float32),
     )
     reference = Reference(source, ReferenceOps(exact_rows=False))
-    teacher = taught(reference, [samples])[0].of([2, 0])
+    teacher = taught(source, [samples], weights=None)[0].of([2, 0])
     baseline = reference.read([[Window(token_ids=ids[i].tolist(), first=0) for i in (2, 0)]])[0]
     assert np.allclose(teacher(0, 9).numpy(), baseline.logits(0, 9), atol=1e-4)
     rows = teacher(LENGTH, LENGTH + 5).numpy()

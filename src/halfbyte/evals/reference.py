@@ -16,7 +16,7 @@ floor under the divergence.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -109,21 +109,18 @@ class Reference:
         device = self._ops.device
         try:
             return [
-                Baseline(spec=spec, head=head, device=device, states=self._states(text, progress))
+                Baseline(
+                    spec=spec,
+                    head=head,
+                    device=device,
+                    states=kept(
+                        text, spec.hidden, lambda some: self._run(some, progress), key=self._weights
+                    ),
+                )
                 for text in texts
             ]
         finally:
             self._decoder = None
-
-    def _states(self, windows: Sequence[Window], progress: Progress | None) -> Floats | Stored:
-        rows = sum(len(window.targets) for window in windows)
-        shape = (rows, self._source.spec.hidden)
-        if self._weights is None:
-            return np.concatenate([*self._run(windows, progress)])
-        path = _place(windows, self._weights)
-        if not _is_sound(path, size := 4 * prod(shape) + DIGEST):
-            _write(path, self._run(windows, progress), size=size)
-        return Stored(path, shape)
 
     def _run(self, windows: Sequence[Window], progress: Progress | None) -> Iterator[Floats]:
         if self._decoder is None:
@@ -136,12 +133,32 @@ class Reference:
                 progress(done, len(windows))
 
 
-def _place(windows: Sequence[Window], weights: str) -> Path:
-    key = hashlib.sha256(f"{__version__} {weights}".encode())
+def kept(
+    windows: Sequence[Window],
+    hidden: int,
+    run: Callable[[Sequence[Window]], Iterator[Floats]],
+    *,
+    key: str | None,
+) -> Floats | Stored:
+    """The states [rows, hidden] of the scored rows of `windows`, which `run` makes in pieces.
+
+    With a `key`, which says all else that they depend on, they are on disk, and found there again.
+    """
+    shape = (sum(len(window.targets) for window in windows), hidden)
+    if key is None:
+        return np.concatenate([*run(windows)])
+    path = _place(windows, key)
+    if not _is_sound(path, size := 4 * prod(shape) + DIGEST):
+        _write(path, run(windows), size=size)
+    return Stored(path, shape)
+
+
+def _place(windows: Sequence[Window], key: str) -> Path:
+    found = hashlib.sha256(f"{__version__} {key}".encode())
     for window in windows:
         layout = [len(window.token_ids), window.first, *window.token_ids]
-        key.update(np.array(layout, dtype=np.int64).tobytes())
-    return env.cache_dir() / FOLDER / f"{key.hexdigest()[:32]}.f32"
+        found.update(np.array(layout, dtype=np.int64).tobytes())
+    return env.cache_dir() / FOLDER / f"{found.hexdigest()[:32]}.f32"
 
 
 def _write(path: Path, pieces: Iterator[Floats], *, size: int) -> None:

@@ -22,7 +22,7 @@ class StoredHead:
     """Logits of states, and what gradients at logits mean for states."""
 
     def __init__(self, stored: QTensor, device: str) -> None:
-        self._stored, self._device = stored, device
+        self._stored, self.device = stored, device
         whole = stored.num_rows * stored.width <= KEPT
         self._kept = decode(stored, device=device) if whole else None
 
@@ -51,4 +51,4 @@ class StoredHead:
         step = max(1, SLICE // self._stored.width)
         for start in range(0, len(self), step):
             rows = self._stored.rows(start, min(start + step, len(self)))
-            yield slice(start, start + rows.num_rows), decode(rows, device=self._device)
+            yield slice(start, start + rows.num_rows), decode(rows, device=self.device)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from halfbyte.evals.reference import Reference
 from halfbyte.formats.checkpoint import Replaced, Source
 from halfbyte.formats.progress import Progress
 from halfbyte.numerics.qtensor import QTensor
@@ -171,8 +170,13 @@ class Teaching:
     def _lessons(self) -> tuple[Lesson, Lesson]:
         """The windows with what the original makes of them."""
         material = self._material
-        reference = Reference(material.original, material.oracle, weights=material.weights)
-        teachers: list[Teacher] = taught(reference, material.lessons, self._progress)
+        teachers: list[Teacher] = taught(
+            material.original,
+            material.lessons,
+            weights=material.weights,
+            device=self._device,
+            progress=self._progress,
+        )
         learned, held = zip(material.lessons, teachers, strict=True)
         return Lesson(*learned), Lesson(*held)
 
