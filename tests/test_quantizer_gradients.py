@@ -47,8 +47,8 @@ class Whole:
         chance = torch.Generator().manual_seed(5)
         drawn = torch.multinomial(log_p.detach().exp(), 1, generator=chance)
         outputs = [product.output for product in self.passed]
-        leaves = [x, *self.ends, *outputs]
-        self.entry, *found = torch.autograd.grad(log_p.gather(1, drawn).sum(), leaves)
+        leaves = [x, self.states, *self.ends, *outputs]
+        self.entry, self.top, *found = torch.autograd.grad(log_p.gather(1, drawn).sum(), leaves)
         self.behind, self.inner = found[: len(self.ends)], found[len(self.ends) :]
 
 
@@ -56,13 +56,13 @@ class Looking:
     """Keeps all that a walk shows."""
 
     def __init__(self) -> None:
-        self.states = self.gradient = torch.empty(0)
+        self.states = self.gradient = self.above = torch.empty(0)
         self.inner: list[tuple[Tensor, Tensor]] = []
         self.order: list[int] = []
         self.behind_layers: dict[int, Tensor] = {}
 
-    def top(self, states: Tensor, probabilities: Tensor) -> None:
-        self.states = states
+    def top(self, states: Tensor, probabilities: Tensor, gradient: Tensor) -> None:
+        self.states, self.above = states, gradient
         assert torch.allclose(probabilities.sum(-1), torch.ones(len(states)))
 
     def behind(self, block: Block, gradient: Tensor) -> None:
@@ -92,6 +92,7 @@ def test_a_walk_is_the_backward_of_the_whole(name: str, tmp_path: Path) -> None:
     whole = Whole(model, flow.batches[0].rows)
     torch.testing.assert_close(looking.states, whole.states, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(looking.gradient, whole.entry, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(looking.above, whole.top, rtol=1e-3, atol=1e-5)
     for index, expected in enumerate(whole.behind):
         torch.testing.assert_close(looking.behind_layers[index], expected, rtol=1e-3, atol=1e-5)
     assert len(looking.inner) == len(whole.passed)

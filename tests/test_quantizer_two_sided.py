@@ -29,7 +29,9 @@ class Looking:
     def __init__(self) -> None:
         self.seen: dict[tuple[str, int | None], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def top(self, states: torch.Tensor, probabilities: torch.Tensor) -> None:
+    def top(
+        self, states: torch.Tensor, probabilities: torch.Tensor, gradient: torch.Tensor
+    ) -> None:
         pass
 
     def behind(self, block: Block, gradient: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from halfbyte.specs import SCHEMES
 from halfbyte.training import fisher
 from halfbyte.training.adamw import AdamW
 from halfbyte.training.divergence import divergence
-from halfbyte.training.fisher import Form, Gathered, Hold, Known, Own, gathered
+from halfbyte.training.fisher import FINAL, Form, Gathered, Hold, Known, Own, gathered
 from halfbyte.training.grid import Places, Updates
 from halfbyte.training.modes import Mode, Rates, Trainer
 from halfbyte.training.ops import TrainingOps
@@ -203,8 +203,8 @@ def test_a_stopped_gathering_goes_on(
     assert (tmp_path / "work" / "layers.1.mlp.down.weight.npz").exists()
     again = made(model, tmp_path / "work")
     assert set(again) == set(whole)
-    for layer in ("layers.0", "layers.1"):
-        metrics = [made(model, tmp_path / it).metric(layer, model.spec.hidden) for it in PARTS]
+    for place in ("layers.0", "layers.1", FINAL):
+        metrics = [made(model, tmp_path / it).metric(place, model.spec.hidden) for it in PARTS]
         assert torch.equal(*metrics)
         assert torch.linalg.eigvalsh(metrics[0]).max() > 0
     for key, found in again.items():

@@ -20,10 +20,10 @@ from halfbyte.specs import ModelSpec, recipe_of
 from halfbyte.training import loop
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.distilling import Distillation, Lesson
-from halfbyte.training.fisher import Form, Gathered, Hold, Known, Own
+from halfbyte.training.fisher import FINAL, Form, Gathered, Hold, Known, Own
 from halfbyte.training.heads import StoredHead
 from halfbyte.training.loop import Regimen
-from halfbyte.training.modes import Mode, Trainer
+from halfbyte.training.modes import NOTHING, Mode, Trainer
 from halfbyte.training.ops import TrainingOps
 from halfbyte.training.order import Order
 from halfbyte.training.samples import Samples
@@ -108,14 +108,15 @@ def measured(spec: ModelSpec, mode: Mode, *, again: bool, small_: bool, curved: 
     with TensorMemory() as memory:
         trainer = Trainer(mode=mode, rank=8, small=small_, adapter=updates)
         whole = mode == "full" and not small_
-        known = Curves(spec, whole=whole) if mode in ("full", "lora") and curved else {}
-        tensors = trainer.tensors(original.tensor, stored, known)
+        known = Curves(spec, whole=whole) if mode in ("full", "lora") and curved else None
+        tensors = trainer.tensors(original.tensor, stored, known or NOTHING)
         hold = Hold(known, tensors, original.tensor) if known else None
+        metric = known.metric(FINAL, spec.hidden) if known else None
         student = Student(spec, tensors, TrainingOps(), again=again)
         optimizer = trainer.optimizer(tensors)
         lesson = Lesson(some, Teacher(states, LENGTH, StoredHead(head, "cpu"), spec.logit_softcap))
         order = Order(count=2 * BATCH, batch=2 * BATCH)
-        task = Distillation(student, lesson, lesson, order, at_once=BATCH, hold=hold)
+        task = Distillation(student, lesson, lesson, order, at_once=BATCH, hold=hold, metric=metric)
         for step in range(2):
             task.learn(step)
             optimizer.step(step, 1.0)

@@ -19,10 +19,13 @@ from halfbyte.models.load import load
 from halfbyte.numerics.codec import decode
 from halfbyte.quantizer.pipeline import Quantized
 from halfbyte.specs import recipe_of
+from halfbyte.training.distilling import Distillation, Lesson
 from halfbyte.training.divergence import divergence
+from halfbyte.training.fisher import STATES
 from halfbyte.training.heads import StoredHead
 from halfbyte.training.modes import Trainer
 from halfbyte.training.ops import TrainingOps
+from halfbyte.training.order import Order
 from halfbyte.training.samples import Samples
 from halfbyte.training.student import Student
 from halfbyte.training.teacher import taught
@@ -151,8 +154,38 @@ def test_a_teacher_says_what_the_original_says(tiny_gemma4: Path) -> None:
         supervised=np.zeros(3, np.float32),
     )
     reference = Reference(source, ReferenceOps(exact_rows=False))
-    teacher = taught(source, [samples], weights=None)[0].of([2, 0])
+    found = taught(source, [samples], weights=None)[0]
+    teacher = found.logits(found.states([2, 0]))
     baseline = reference.read([[Window(token_ids=ids[i].tolist(), first=0) for i in (2, 0)]])[0]
     assert np.allclose(teacher(0, 9).numpy(), baseline.logits(0, 9), atol=1e-4)
     rows = teacher(LENGTH, LENGTH + 5).numpy()
     assert np.allclose(rows, baseline.logits(LENGTH, LENGTH + 5), atol=1e-4)
+
+
+def test_errors_of_final_states_cost_by_their_metric(student: Student, tiny_gemma4: Path) -> None:
+    """Beside the divergence, of rows that count unlike, in batches of two parts."""
+    source, chance = read(tiny_gemma4), torch.Generator().manual_seed(1)
+    samples = Samples(
+        token_ids=windows(source.spec.vocab, 4),
+        weights=torch.rand(4, LENGTH, generator=chance).numpy(),
+        supervised=np.zeros(4, np.float32),
+    )
+    lesson = Lesson(samples, taught(source, [samples], weights=None)[0])
+    metric = torch.randn(source.spec.hidden, source.spec.hidden, generator=chance)
+    metric = metric @ metric.t()  # beside which the divergence is small
+    leaves = student.tensors.parameters
+
+    def learned(metric: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        order = Order(count=4, batch=4)
+        Distillation(student, lesson, lesson, order, at_once=2, metric=metric).learn(0)
+        return {name: leaf.grad.clone() for name, leaf in leaves.items() if leaf.grad is not None}
+
+    plain, beside = learned(None), learned(metric)
+    student.tensors.clear_gradients()
+    states, _ = student.states(samples.inputs(range(4)))
+    errors = states - lesson.teacher.states(range(4))
+    rows = torch.from_numpy(samples.weights).flatten()
+    ((errors @ metric * errors).sum(-1) @ rows / rows.sum() * STATES / 2).backward()
+    alone = torch.cat([leaf.grad.flatten() for leaf in leaves.values() if leaf.grad is not None])
+    apart = torch.cat([(beside[name] - plain[name]).flatten() for name in leaves])
+    torch.testing.assert_close(apart, alone, rtol=1e-3, atol=1e-4 * float(alone.norm()))

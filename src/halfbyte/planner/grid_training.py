@@ -35,7 +35,8 @@ LOGIT_COPIES = 4  # capped, log-probabilities, the teacher's, probabilities
 ROUNDING = 9  # bytes of a weight on the way back through its rounding, beside its gradient
 DECODING = 6  # bytes of a weight that is being decoded, beside its f32
 DECODED = 1 << 20  # weights that are at once
-AFTER_LAYERS = 4  # f32 states of a row: final, normed, their gradient, the teacher's
+AFTER_LAYERS = 4  # f32 states of a row: final, normed, their gradient, the teacher's; one
+# more where their errors are weighed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +83,11 @@ def costs_on_grid(
         bytes=ceil(STATES[training.optimizer] * count),
         note=f"the states of {training.optimizer}",
     )
-    if training.mode in ("qat", "qat-lora", "blockwise") and training.curvature:
+    if _weighs(training):
         size = _curvature(spec, schemes, training)
-        yield Cost(component="curvature", bytes=size, note="of both sides of every matrix")
+        yield Cost(
+            component="curvature", bytes=size, note="of both sides of matrices, and of states"
+        )
     yield from _passes(spec, training)
     if training.mode != "blockwise":
         yield from _predictions(spec, schemes, training)
@@ -153,17 +156,22 @@ def _frozen(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) 
     return total
 
 
+def _weighs(training: Training) -> bool:
+    """Whether it knows what errors of weights and states cost."""
+    return training.mode in ("qat", "qat-lora", "blockwise") and training.curvature
+
+
 def _curvature(spec: ModelSpec, schemes: Mapping[str, Scheme], training: Training) -> int:
-    """What errors of the layers' matrices cost: a square for each side, or its diagonal."""
+    """What errors of the layers' matrices cost, a square for each side or its diagonal; and a
+    square for states."""
     whole = training.mode == "qat" and training.precision != "bf16"
     power, sizes = 2 if whole else 1, Counter[str]()
     for tensor in spec.tensors():
         if tensor.name.startswith("layers.") and on_grid(tensor, schemes[tensor.name], training):
             stack, rows, width = (1, *tensor.shape)[-3:]
             sizes[tensor.name.split(".")[1]] += F32 * stack * (rows**power + width**power)
-    if training.mode == "blockwise":
-        return max(sizes.values(), default=0) + F32 * spec.hidden**2  # and a metric of its states
-    return sizes.total()
+    matrices = max(sizes.values(), default=0) if training.mode == "blockwise" else sizes.total()
+    return matrices + F32 * spec.hidden**2
 
 
 def _passes(spec: ModelSpec, training: Training) -> Iterator[Cost]:
@@ -264,7 +272,7 @@ def _predictions(
     yield Cost(component="weights.heads", bytes=stored + own, note=note)
     yield Cost(
         component="activations.states",
-        bytes=AFTER_LAYERS * F32 * training.rows * spec.hidden,
+        bytes=(AFTER_LAYERS + _weighs(training)) * F32 * training.rows * spec.hidden,
         note="final states, and the teacher's",
     )
 

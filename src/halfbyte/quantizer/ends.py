@@ -58,7 +58,7 @@ class Ends:
         """How often every token was read [V]; they sum to one."""
         return self._read / self._entry.rows
 
-    def top(self, states: Tensor, probabilities: Tensor) -> None:
+    def top(self, states: Tensor, probabilities: Tensor, gradient: Tensor) -> None:
         self._final.add(states)
         self._predicted += (probabilities * (1 - probabilities)).sum(0)
 

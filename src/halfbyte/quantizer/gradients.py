@@ -41,8 +41,9 @@ class Visitor(Protocol):
     What is shown must be copied to be kept: its place is used again.
     """
 
-    def top(self, states: Tensor, probabilities: Tensor) -> None:
-        """Final states [R, H], normed, and what the model predicts of them [R, V]."""
+    def top(self, states: Tensor, probabilities: Tensor, gradient: Tensor) -> None:
+        """Final states [R, H], normed, what the model predicts of them [R, V], and the gradient
+        at them."""
         ...
 
     def behind(self, block: Block, gradient: Tensor) -> None:
@@ -129,10 +130,11 @@ class Walk:
             states = decoder.leave(x)
             log_p = decoder.logits(states).log_softmax(-1)
         probabilities = log_p.detach().exp()
-        visitor.top(states.detach(), probabilities)
         drawn = torch.multinomial(probabilities, 1, generator=self._chance)
         at_logits = torch.zeros_like(log_p).scatter_(1, drawn, 1.0)
-        return torch.autograd.grad(log_p, x, at_logits)[0].cpu()
+        at_x, at_states = torch.autograd.grad(log_p, [x, states], at_logits)
+        visitor.top(states.detach(), probabilities, at_states)
+        return at_x.cpu()
 
     def _back(self, block: Block, batch: Batch, gradient: Tensor, visitor: Visitor) -> Tensor:
         """The gradient before a layer, from that after it."""

@@ -106,8 +106,8 @@ class Sensitivity:
                 }
         return found
 
-    def top(self, states: Tensor, probabilities: Tensor) -> None:
-        self._ends.top(states, probabilities)
+    def top(self, states: Tensor, probabilities: Tensor, gradient: Tensor) -> None:
+        self._ends.top(states, probabilities, gradient)
 
     def behind(self, block: Block, gradient: Tensor) -> None:
         pass

@@ -99,7 +99,7 @@ class _Visitor:
     def head_hessian(self) -> Tensor:
         return damped(self._final.mean, DAMPING)
 
-    def top(self, states: Tensor, probabilities: Tensor) -> None:
+    def top(self, states: Tensor, probabilities: Tensor, gradient: Tensor) -> None:
         self._final.add(states)
 
     def behind(self, block: Block, gradient: Tensor) -> None:

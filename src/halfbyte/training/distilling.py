@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from halfbyte.training.divergence import divergence
-from halfbyte.training.fisher import Hold
+from halfbyte.training.fisher import STATES, Hold
 from halfbyte.training.loop import Learned
 from halfbyte.training.order import Order
 from halfbyte.training.samples import Samples
@@ -34,8 +36,10 @@ class Lesson:
 
 
 class Distillation:
-    """A task for the training loop. `at_once` windows go through the model at a time; `hold` adds
-    to what they say what was known before.
+    """A task for the training loop. `at_once` windows go through the model at a time.
+
+    `hold` adds to what they say what was known before. `metric` M [H, H]: an error d of a row's
+    final states costs d^T M d / 2 beside the loss.
 
     It is made while the parameters are those that the training begins with, also where it then goes
     on later: what a row counts is measured by them.
@@ -50,9 +54,11 @@ class Distillation:
         *,
         at_once: int,
         hold: Hold | None = None,
+        metric: Tensor | None = None,
     ) -> None:
         self._student, self._lesson, self._held = student, lesson, held
-        self._order, self._at_once, self._hold = order, at_once, hold
+        self._order, self._at_once = order, at_once
+        self._hold, self._metric = hold, metric
         task = any(each.samples.supervised.any() for each in (lesson, held))
         self._typical = None if task else max(self.measure(), LEAST)
 
@@ -67,7 +73,7 @@ class Distillation:
         loss = 0.0
         for part in self._parts(index):
             share = float(self._lesson.samples.weights[part].sum()) / total
-            found = self._loss(self._lesson, part, typical=self._typical) * share
+            found = self._loss(self._lesson, part, learning=True) * share
             found.backward()
             loss += float(found.detach())
         if self._hold is not None:
@@ -81,24 +87,34 @@ class Distillation:
         sums = [float(self._loss(self._held, p)) * float(weights[p].sum()) for p in parts]
         return sum(sums) / float(weights.sum())
 
-    def _loss(self, lesson: Lesson, index: list[int], *, typical: float | None = None) -> Tensor:
+    def _loss(self, lesson: Lesson, index: list[int], *, learning: bool = False) -> Tensor:
         states, head = self._student.states(lesson.samples.inputs(index))
-        samples, device = lesson.samples, states.device
+        samples, wanted = lesson.samples, lesson.teacher.states(index)
+        rows = self._rows(samples.weights[index])
         targets, shares = None, None
         if samples.supervised[index].any():
-            targets = torch.from_numpy(samples.token_ids[index, 1:]).flatten().to(device)
-            each = torch.from_numpy(samples.supervised[index])
-            shares = each.repeat_interleave(samples.length).to(device)
+            targets = self._rows(samples.token_ids[index, 1:])
+            shares = self._rows(samples.supervised[index]).repeat_interleave(samples.length)
         return divergence(
             states,
             head,
-            lesson.teacher.of(index),
-            torch.from_numpy(samples.weights[index]).flatten().to(device),
+            lesson.teacher.logits(wanted),
+            rows,
             softcap=self._student.spec.logit_softcap,
             targets=targets,
             shares=shares,
-            typical=typical,
+            typical=self._typical if learning else None,
+            beside=self._weighed(states.detach() - wanted, rows) if learning else None,
         )
+
+    def _weighed(self, errors: Tensor, rows: Tensor) -> Tensor | None:
+        """The gradient at states [R, H] of what their errors cost."""
+        if self._metric is None:
+            return None
+        return errors.mul_(STATES / rows.sum() * rows[:, None]) @ self._metric
+
+    def _rows(self, numbers: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(numbers).flatten().to(self._student.ops.device)
 
     def _parts(self, index: Sequence[int]) -> list[list[int]]:
         return [

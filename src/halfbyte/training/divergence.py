@@ -34,16 +34,17 @@ def divergence(
     targets: Tensor | None = None,
     shares: Tensor | None = None,
     typical: float | None = None,
+    beside: Tensor | None = None,
     at_once: int = AT_ONCE,
 ) -> Tensor:
     """The mean over rows of the KL(teacher || student), weighted by `weights` [R].
 
     states [R, H] and head [V, H] f32 are the student's; a stored head has no gradient. `typical`
     bounds what a row counts. With `shares` [R] it is 1 - share of that, plus the share of -log p of
-    `targets` [R].
+    `targets` [R]. `beside` [R, H] is added to the gradient at the states, and counts no more.
     """
     loss: Tensor = _Divergence.apply(  # type: ignore
-        states, head, teacher, weights, softcap, targets, shares, typical, at_once
+        states, head, teacher, weights, softcap, targets, shares, typical, beside, at_once
     )
     return loss
 
@@ -60,6 +61,7 @@ class _Divergence(torch.autograd.Function):
         targets: Tensor | None,
         shares: Tensor | None,
         typical: float | None,
+        beside: Tensor | None,
         at_once: int,
     ) -> Tensor:
         at_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
@@ -99,6 +101,8 @@ class _Divergence(torch.autograd.Function):
             at_states[rows] = at_z @ head if trained else head.back(at_z)
             if at_head is not None:
                 at_head.addmm_(at_z.t(), states[rows])
+        if at_states is not None and beside is not None:
+            at_states += beside
         ctx.save_for_backward(at_states, at_head)
         return loss.float()
 
@@ -107,7 +111,7 @@ class _Divergence(torch.autograd.Function):
         at_states, at_head = (
             None if found is None else found.mul_(gradients[0]) for found in ctx.saved_tensors
         )
-        return at_states, at_head, *(None,) * 7
+        return at_states, at_head, *(None,) * 8
 
 
 def _bounded(each: Tensor, typical: float | None) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,9 @@ from halfbyte.training.grid import Leaning, Places, Updates
 from halfbyte.training.student import Tensors
 
 FORM = 4.0  # how much a form counts beside the loss on the windows
-OWN = 0.5  # of the curvature that a loss has by the form, where it is bounded (`divergence.py`)
+STATES = 2.0  # and how much what errors of the final states cost by their metric
+OWN = 0.5 + STATES  # of the form's curvature what they have: all, and KL, bounded, a half
+FINAL = "final"  # whose metric is that of the final states
 
 Shape = tuple[int, int, int]  # matrices, rows, width
 
@@ -128,14 +130,15 @@ class Gathered(Mapping[str, Known]):
             parts |= {"inputs": form.inputs, "outputs": form.outputs}
         save(self._place(name), parts, {})
 
-    def keep_metric(self, layer: str, metric: Tensor) -> None:
+    def keep_metric(self, place: str, metric: Tensor) -> None:
         """Raises as `keep` does."""
-        save(self._place(layer), {"metric": metric}, {})
+        save(self._place(place), {"metric": metric}, {})
 
-    def metric(self, layer: str, hidden: int) -> Tensor:
-        """M [H, H]: an error d of the states behind a layer costs d^T M d / 2 nats a token."""
+    def metric(self, place: str, hidden: int) -> Tensor:
+        """M [H, H]: an error d of the states behind a layer, or of the `FINAL` ones, costs
+        d^T M d / 2 nats a token."""
         metric = torch.empty(hidden, hidden, device=self._device)
-        restore(self._place(layer), {"metric": metric})
+        restore(self._place(place), {"metric": metric})
         return metric
 
     def __getitem__(self, name: str) -> Known:
@@ -230,15 +233,13 @@ class _Gathering:
     ) -> None:
         self._found, self._start, self._progress, self._done = found, start, progress, 0
         self._device, self._sides = device, BothSides(device)
-        self._metric: SecondMoment | None = None  # of the layer that is passed
+        self._metrics: dict[str, SecondMoment] = {}  # that are not kept yet
 
-    def top(self, states: Tensor, probabilities: Tensor) -> None:
-        pass
+    def top(self, states: Tensor, probabilities: Tensor, gradient: Tensor) -> None:
+        self._seen(FINAL, gradient)
 
     def behind(self, block: Block, gradient: Tensor) -> None:
-        if self._metric is None:
-            self._metric = SecondMoment(gradient.shape[-1], self._device)
-        self._metric.add(gradient)
+        self._seen(block.name, gradient)
 
     def layer(self, block: Block, passed: Sequence[Passed], gradients: Sequence[Tensor]) -> None:
         names = {id(weight): name for name, weight in block.tensors.items()}
@@ -248,9 +249,9 @@ class _Gathering:
                 self._sides.add(name, product, gradient)
 
     def left(self, block: Block) -> None:
-        assert self._metric is not None
-        self._found.keep_metric(block.name, self._metric.mean)
-        self._metric = None
+        for place, metric in self._metrics.items():
+            self._found.keep_metric(place, metric.mean)
+        self._metrics.clear()
         for name in self._sides.names:
             form = self._form(name)
             weight = decode(self._start[name], device=self._device)
@@ -261,6 +262,11 @@ class _Gathering:
 
     def entered(self, rows: Rows, gradient: Tensor) -> None:
         pass
+
+    def _seen(self, place: str, gradient: Tensor) -> None:
+        if place not in self._metrics:
+            self._metrics[place] = SecondMoment(gradient.shape[-1], self._device)
+        self._metrics[place].add(gradient)
 
     def _form(self, name: str) -> Form:
         """Both moments have the trace that the form has: one of them is divided by it."""

@@ -75,10 +75,13 @@ class Teacher:
     ) -> None:
         self._states, self._length, self._head, self._softcap = states, length, head, softcap
 
-    def of(self, index: Sequence[int]) -> Logits:
-        """The logits of the rows of some windows, one after the other."""
+    def states(self, index: Sequence[int]) -> Tensor:
+        """The final states [R, H] of some windows, one after the other."""
         states = torch.from_numpy(np.concatenate([self._window(i) for i in index]))
-        states = states.to(self._head.device)
+        return states.to(self._head.device)
+
+    def logits(self, states: Tensor) -> Logits:
+        """What is predicted of final states."""
 
         def logits(start: int, stop: int) -> Tensor:
             z = self._head.product(states[start:stop])

@@ -13,7 +13,7 @@ from halfbyte.quantizer.stages import Finished, Stages
 from halfbyte.training.blocks import Layerwise, Lessons
 from halfbyte.training.curves import Curve, Mark
 from halfbyte.training.distilling import Distillation, Lesson
-from halfbyte.training.fisher import FORM, OWN, Gathered, Hold
+from halfbyte.training.fisher import FINAL, FORM, OWN, STATES, Gathered, Hold
 from halfbyte.training.grid import trainable
 from halfbyte.training.loop import Outcome, Regimen, Tell, train
 from halfbyte.training.low_rank import Adapted
@@ -74,7 +74,7 @@ class Teaching:
             "weighted": digest([taught.weights.tolist(), taught.supervised.tolist()]),
             "rates": asdict(asked.rates),
             "steps": [asked.steps, asked.batch, asked.at_once, asked.warmup],
-            "curvature": [asked.curvature, FORM, OWN] if self._holds else None,
+            "curvature": [asked.curvature, FORM, STATES, OWN] if self._holds else None,
             "other": [asked.rank, asked.small, asked.again, asked.measure_every, asked.seed],
             "adapter": [asdict(update) for update in self._material.updates],
         }
@@ -90,17 +90,22 @@ class Teaching:
         asked, material = self._asked, self._material
         original = material.original
         taught, held = self._lessons()
-        known = self._known() or NOTHING
+        known = self._known()
         watch = Watch(self._device)
         watch.begin()
-        tensors = self._trainer.tensors(original.tensor, self._stored, known)
-        hold = Hold(known, tensors, original.tensor) if known else None
+        tensors = self._trainer.tensors(original.tensor, self._stored, known or NOTHING)
+        hold, metric = None, None
+        if known is not None:
+            hold = Hold(known, tensors, original.tensor)
+            metric = known.metric(FINAL, original.spec.hidden)
         student = Student(original.spec, tensors, TrainingOps(self._device), again=asked.again)
         order = Order(count=len(taught.samples), batch=asked.batch, seed=asked.seed)
         folder = material.folder / "run"
         curve = Curve(folder / "curve.jsonl", asked.measure_every)
         outcome = train(
-            Distillation(student, taught, held, order, at_once=asked.at_once, hold=hold),
+            Distillation(
+                student, taught, held, order, at_once=asked.at_once, hold=hold, metric=metric
+            ),
             self._trainer.optimizer(tensors),
             self._regimen(),
             folder,
