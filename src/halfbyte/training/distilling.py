@@ -3,7 +3,8 @@
 The loss is KL(original || model) over the whole vocabulary, of every row that counts; for a task of
 one's own it is mixed with -log p of what should be said, in what is held out too. While it learns,
 what a row counts is bounded by what was the mean on the held out before (`divergence.py`): so the
-same tokens bring it nearer. Not beside a task, which must not take a model away unboundedly.
+same tokens bring it nearer; and errors of the final states count by their metric (`fisher.py`). Not
+beside a task, which must not take a model away unboundedly.
 """
 
 from __future__ import annotations

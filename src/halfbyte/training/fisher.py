@@ -12,6 +12,10 @@ the time, and harm. So the curvature of its own weight, the diagonal of the form
 back as it leaves its integer: half-way to the next it feels just what the crossing brings. Places
 begin where they are at rest.
 
+States have such a form, too: an error d costs d^T M d / 2, with M the mean over tokens of what each
+of them hangs on (a "metric"). The divergence of one token tells only of what that token hangs on;
+M asks of every token for what any hangs on, so that as many tokens tell more.
+
 What it is not: for tables, whose rows are too many; for a task, which goes away on purpose.
 Source: the form is that of Tseng et al. 2025 (arXiv 2505.22988); that places oscillate, and a pull
 towards integers helps, Nagel et al. 2022, "Overcoming oscillations in quantization-aware training"
@@ -176,7 +180,7 @@ def gathered(
     claim(folder, job)
     shapes = {name: _stacked(q.shape) for name, q in start.items()}
     found = Gathered(folder, shapes, device, whole=whole)
-    if not all(map(found.has, found)):
+    if not all(map(found.has, [*found, FINAL])):
         flow = Flow(source.spec, windows, folder, every_layer=True)
         visitor = _Gathering(found, start, device, progress)
         Walk(source, ObservedOps(device), flow, seed=0).run(visitor)
