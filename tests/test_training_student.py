@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import MemorySource
+from oracle import CONFIGS, MemorySource, oracle, source_of
 
 from halfbyte.evals.reference import Reference
 from halfbyte.evals.texts import Window
@@ -145,21 +145,28 @@ def test_a_stored_head_is_decoded_in_slices(
     assert torch.allclose(sliced.back(z), whole.back(z), rtol=1e-4, atol=1e-2)
 
 
-def test_a_teacher_says_what_the_original_says(tiny_gemma4: Path) -> None:
-    source = read(tiny_gemma4)
-    ids = windows(source.spec.vocab, 3)
+@pytest.mark.parametrize("name", ["llama", "gemma3-softcap", "gemma4-everything", "tiny"])
+def test_a_teacher_says_what_the_original_says(
+    name: str, tiny_gemma4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read two windows at a time, of three."""
+    source = (
+        read(tiny_gemma4) if name == "tiny" else source_of(oracle(CONFIGS[name]), CONFIGS[name])
+    )
+    length = min(LENGTH, source.spec.context)
+    monkeypatch.setattr("halfbyte.training.teacher.AT_ONCE", 2 * length + 1)
+    ids = windows(source.spec.vocab, 3)[:, : length + 1]
     samples = Samples(
         token_ids=ids,
-        weights=np.ones((3, LENGTH), np.float32),
+        weights=np.ones((3, length), np.float32),
         supervised=np.zeros(3, np.float32),
     )
     reference = Reference(source, ReferenceOps(exact_rows=False))
     found = taught(source, [samples], weights=None)[0]
     teacher = found.logits(found.states([2, 0]))
     baseline = reference.read([[Window(token_ids=ids[i].tolist(), first=0) for i in (2, 0)]])[0]
-    assert np.allclose(teacher(0, 9).numpy(), baseline.logits(0, 9), atol=1e-4)
-    rows = teacher(LENGTH, LENGTH + 5).numpy()
-    assert np.allclose(rows, baseline.logits(LENGTH, LENGTH + 5), atol=1e-4)
+    for rows in ((0, 9), (length, length + 5)):
+        assert np.allclose(teacher(*rows).numpy(), baseline.logits(*rows), atol=1e-4)
 
 
 def test_errors_of_final_states_cost_by_their_metric(student: Student, tiny_gemma4: Path) -> None:
