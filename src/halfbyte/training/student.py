@@ -9,6 +9,7 @@ exist in f32 at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -107,6 +108,12 @@ class Tensors:
         if name in self.trained:
             return self.trained[name].weight()
         return None if name in TABLES else decode(q, device=device)
+
+
+def load_checkpointing() -> None:
+    """Loads what torch's `checkpoint` does at its first call: some 80 MB of modules, which are no
+    part of what a training takes."""
+    import_module("torch._dynamo")
 
 
 def rows_of(windows: Sequence[Sequence[int]]) -> Rows:

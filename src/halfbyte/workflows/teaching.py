@@ -21,7 +21,7 @@ from halfbyte.training.modes import NOTHING, Mode, Trainer
 from halfbyte.training.ops import TrainingOps
 from halfbyte.training.order import Order
 from halfbyte.training.schedule import Schedule
-from halfbyte.training.student import Student
+from halfbyte.training.student import Student, load_checkpointing
 from halfbyte.training.teacher import Teacher, taught
 from halfbyte.workflows.asking import Distilling
 from halfbyte.workflows.material import Material, digest, hash_of
@@ -91,6 +91,8 @@ class Teaching:
         original = material.original
         taught, held = self._lessons()
         known = self._known()
+        if asked.again:
+            load_checkpointing()
         watch = Watch(self._device)
         watch.begin()
         tensors = self._trainer.tensors(original.tensor, self._stored, known or NOTHING)
