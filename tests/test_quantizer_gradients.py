@@ -19,7 +19,7 @@ from halfbyte.quantizer.block import Block
 from halfbyte.quantizer.curvature import damped
 from halfbyte.quantizer.ends import DAMPING, Ends
 from halfbyte.quantizer.flow import Flow
-from halfbyte.quantizer.gradients import Walk
+from halfbyte.quantizer.gradients import Walk, tokens
 from halfbyte.quantizer.observed import ObservedOps, Passed
 
 
@@ -45,7 +45,7 @@ class Whole:
         self.states = decoder.leave(end)
         log_p = decoder.logits(self.states).log_softmax(-1)
         chance = torch.Generator().manual_seed(5)
-        drawn = torch.multinomial(log_p.detach().exp(), 1, generator=chance)
+        drawn = tokens(log_p.detach().exp(), chance)
         outputs = [product.output for product in self.passed]
         leaves = [x, self.states, *self.ends, *outputs]
         self.entry, self.top, *found = torch.autograd.grad(log_p.gather(1, drawn).sum(), leaves)
@@ -101,6 +101,16 @@ def test_a_walk_is_the_backward_of_the_whole(name: str, tmp_path: Path) -> None:
     ):
         torch.testing.assert_close(x, passed.input, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
+    given = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
+    rows = torch.stack([given, given.flip(0)]).repeat(20_000, 1)
+    found = tokens(rows, torch.Generator().manual_seed(0)).view(-1, 2)
+    for side, expected in enumerate((given, given.flip(0))):
+        often = torch.bincount(found[:, side], minlength=6) / len(found)
+        assert torch.equal(often == 0, expected == 0)
+        torch.testing.assert_close(often, expected, rtol=0, atol=0.02)
 
 
 def test_a_table_that_is_tied_is_judged_at_both_ends(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from halfbyte.quantizer.flow import Batch, Flow
 from halfbyte.quantizer.observed import ObservedOps, Passed
 from halfbyte.quantizer.outer import outer
 
-LOGITS = 1 << 24  # logits that exist at once: 64 MiB of f32, and a few times that with gradients
+LOGITS = 1 << 20  # that exist at once: 4 MiB, which a cache holds, a few times with gradients
+ROWS = 64  # of them at least
 
 
 class Visitor(Protocol):
@@ -121,18 +122,18 @@ class Walk:
 
     def _pieces(self, batch: Batch) -> Iterator[Tensor]:
         """The states of a batch, as many at once as have room for their logits."""
-        for x in batch.x.split(max(1, LOGITS // self._source.spec.vocab)):
+        for x in batch.x.split(max(ROWS, LOGITS // self._source.spec.vocab)):
             yield x.to(self._ops.device).requires_grad_()
 
     def _drawn(self, decoder: Decoder, x: Tensor, visitor: Visitor) -> Tensor:
         """The gradient at states [R, H] of log p of a token drawn for each."""
         with torch.enable_grad():
             states = decoder.leave(x)
-            log_p = decoder.logits(states).log_softmax(-1)
-        probabilities = log_p.detach().exp()
-        drawn = torch.multinomial(probabilities, 1, generator=self._chance)
-        at_logits = torch.zeros_like(log_p).scatter_(1, drawn, 1.0)
-        at_x, at_states = torch.autograd.grad(log_p, [x, states], at_logits)
+            logits = decoder.logits(states)
+        probabilities = logits.detach().softmax(-1)
+        drawn = tokens(probabilities, self._chance)
+        at_logits = probabilities.neg().scatter_add_(1, drawn, torch.ones_like(x[:, :1]))
+        at_x, at_states = torch.autograd.grad(logits, [x, states], at_logits)
         visitor.top(states.detach(), probabilities, at_states)
         return at_x.cpu()
 
@@ -155,6 +156,16 @@ class Walk:
             visitor.behind(block, gradient)
             visitor.layer(block, passed, found[1:])
         return found[0].cpu()
+
+
+def tokens(probabilities: Tensor, chance: torch.Generator) -> Tensor:
+    """One drawn for every row of probabilities [R, V]: [R, 1].
+
+    By where a random number falls among their sums: `torch.multinomial` asks for V random numbers.
+    """
+    sums = probabilities.cumsum(-1)
+    where = torch.rand(len(sums), 1, generator=chance, device=sums.device) * sums[:, -1:]
+    return torch.searchsorted(sums, where, right=True).clamp_(max=sums.shape[-1] - 1)
 
 
 def _check(block: Block, gradient: Tensor) -> None:
