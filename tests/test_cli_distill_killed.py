@@ -102,7 +102,10 @@ def test_killed_while_it_quantizes_and_trains(stories260k: Path, tmp_path: Path)
     [
         ("full", ["generating", "quantizing", "reading", "gathering", "training", "measuring"]),
         ("lora", ["quantizing", "reading", "gathering", "training", "measuring"]),
-        ("blockwise", ["quantizing", "gathering", "layers", "layers", "measuring"]),
+        (
+            "blockwise",
+            ["generating", "quantizing", "gathering", "layers", "layers", "measuring"],
+        ),
     ],
 )
 def test_killed_twice_in_all_it_does(

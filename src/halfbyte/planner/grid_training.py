@@ -35,8 +35,8 @@ LOGIT_COPIES = 4  # capped, log-probabilities, the teacher's, probabilities
 ROUNDING = 9  # bytes of a weight on the way back through its rounding, beside its gradient
 DECODING = 6  # bytes of a weight that is being decoded, beside its f32
 DECODED = 1 << 20  # weights that are at once
-AFTER_LAYERS = 4  # f32 states of a row: final, normed, their gradient, the teacher's; one
-# more where their errors are weighed
+# f32 states of a row: final, normed, their gradient, the teacher's; one more where errors count
+AFTER_LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

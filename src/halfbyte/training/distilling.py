@@ -105,14 +105,14 @@ class Distillation:
             targets=targets,
             shares=shares,
             typical=self._typical if learning else None,
-            beside=self._weighed(states.detach() - wanted, rows) if learning else None,
+            beside=self._weighed(states.detach(), wanted, rows) if learning else None,
         )
 
-    def _weighed(self, errors: Tensor, rows: Tensor) -> Tensor | None:
+    def _weighed(self, states: Tensor, wanted: Tensor, rows: Tensor) -> Tensor | None:
         """The gradient at states [R, H] of what their errors cost."""
         if self._metric is None:
             return None
-        return errors.mul_(STATES / rows.sum() * rows[:, None]) @ self._metric
+        return (states - wanted).mul_(STATES / rows.sum() * rows[:, None]) @ self._metric
 
     def _rows(self, numbers: NDArray[Any]) -> Tensor:
         return torch.from_numpy(numbers).flatten().to(self._student.ops.device)
